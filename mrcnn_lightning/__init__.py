@@ -1,0 +1,1 @@
+"""A training framework for Mask R-CNN and Faster R-CNN."""

@@ -1,0 +1,116 @@
+"""Which images make which batch, on which rank.
+
+N images, B images of an optimizer step.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from mrcnn_lightning.ops.sampling import image_key
+
+# Stands for no image where an epoch's own order is seeded.
+_ORDER = -1
+
+
+class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of one rank: shuffled, wide images apart from high ones, going on where it stands.
+
+    Training is one endless stream of epochs, each a new order of all images of which the last
+    N % B are left out. The images of a step are the same on any number of ranks and accumulated
+    batches; a batch holds (epoch, index) of each image. An iteration starts after the images that
+    training has seen, so that a resumed run goes on exactly, and is one epoch long.
+
+    Args:
+        image_sizes: (N, 2) height and width.
+        batch_size: B, over all ranks and accumulated batches.
+        rank: of this process.
+        world_size: processes.
+        accumulate: batches of a rank in a step.
+        seed: of the run.
+        images_seen: tells how many images training has seen on all ranks.
+    """
+
+    def __init__(
+        self,
+        image_sizes: Tensor,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        accumulate: int,
+        seed: int,
+        images_seen: Callable[[], int],
+    ) -> None:
+        self.is_wide = image_sizes[:, 1] >= image_sizes[:, 0]
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulate = accumulate
+        self.seed = seed
+        self.images_seen = images_seen
+        self.num_steps = len(image_sizes) // batch_size
+
+    def __len__(self) -> int:
+        return self.num_steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return islice(self._from(self.images_seen() // self.batch_size), len(self))
+
+    def _from(self, step: int) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = divmod(step, self.num_steps)
+        while True:
+            for images in self._steps(epoch)[first:]:
+                parts = images.view(self.accumulate, self.world_size, -1)
+                for part in parts[:, self.rank].tolist():
+                    yield [(epoch, index) for index in part]
+            epoch, first = epoch + 1, 0
+
+    def _steps(self, epoch: int) -> Tensor:
+        """The images of each step of an epoch, (steps, B); few have both wide and high images."""
+        generator = torch.Generator().manual_seed(image_key(self.seed, epoch, _ORDER))
+        order = torch.randperm(len(self.is_wide), generator=generator)
+        wide = self.is_wide[order]
+        groups = [order[wide], order[~wide]]
+        whole = [len(group) // self.batch_size * self.batch_size for group in groups]
+        rest = torch.cat([group[end:] for group, end in zip(groups, whole, strict=True)])
+        full = [group[:end] for group, end in zip(groups, whole, strict=True)]
+        images = torch.cat([*full, rest])[: self.num_steps * self.batch_size]
+        steps = images.view(-1, self.batch_size)
+        return steps[torch.randperm(len(steps), generator=generator)]
+
+
+class EvalBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of one rank, each of images of one padded size, every image in one batch.
+
+    Batches are made before they are dealt, so that an image has the same neighbours on any number
+    of ranks. A rank that would get none repeats one; the metric counts an image once.
+
+    Args:
+        canvas_sizes: (N, 2) padded height and width.
+        batch_size: of images.
+        rank: of this process.
+        world_size: processes.
+    """
+
+    def __init__(
+        self, canvas_sizes: Tensor, *, batch_size: int, rank: int, world_size: int
+    ) -> None:
+        groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for index, size in enumerate(canvas_sizes.tolist()):
+            groups.setdefault(tuple(size), []).append((0, index))
+        batches = [
+            group[start : start + batch_size]
+            for group in groups.values()
+            for start in range(0, len(group), batch_size)
+        ]
+        self.batches = batches[rank::world_size] or batches[:1]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)

@@ -1,0 +1,284 @@
+"""Augmentation by torchvision's transforms v2, with shapes that follow the image.
+
+G objects of one image, P points, M mini-mask side, h and w of a mask's crop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv_functional
+
+from mrcnn_lightning.data.annotations import Objects
+
+# An object is gone when less of it than this is left in the image, in pixels (Detectron2's).
+_MIN_SIDE = 1e-5
+_FOLLOWED = (
+    v2.CenterCrop,
+    v2.Pad,
+    v2.RandomCrop,
+    v2.RandomHorizontalFlip,
+    v2.RandomResize,
+    v2.RandomResizedCrop,
+    v2.RandomShortestSize,
+    v2.RandomVerticalFlip,
+    v2.RandomZoomOut,
+    v2.Resize,
+    v2.ScaleJitter,
+    # These move nothing.
+    v2.GaussianBlur,
+    v2.GaussianNoise,
+    v2.Identity,
+    v2.JPEG,
+    v2.RandomErasing,
+)
+_CONTAINERS = (v2.Compose, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
+
+
+@dataclass
+class Sample:
+    """One image as the network gets it, and the objects in it."""
+
+    image: Tensor  # (3, H, W) uint8
+    image_id: int
+    key: int
+    original_size: tuple[int, int]  # height, width
+    boxes: Tensor  # (G, 4) float32
+    labels: Tensor  # (G,) int64
+    crowd: Tensor  # (G,) bool
+    masks: Tensor | None  # (G, M, M) uint8
+    mask_frames: Tensor | None  # (G, 4) float32
+
+
+class Points(tv_tensors.TVTensor):
+    """Points (P, 2) of an image's plane: x from 0 to W, y from 0 to H, pixels between whole ones.
+
+    torchvision's own KeyPoints name pixels, 0 to W - 1, which would shift polygons by one at a
+    flip; they are also clamped to the image.
+    """
+
+    canvas_size: tuple[int, int]
+
+    def __new__(cls, data: Tensor, *, canvas_size: Sequence[int]) -> "Points":
+        """Points of an image of height and width `canvas_size`."""
+        points: Points = data.as_subclass(cls)
+        points.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
+        return points
+
+
+def _moved(
+    points: Points,
+    canvas_size: Sequence[int],
+    *,
+    factor: tuple[float, float] = (1.0, 1.0),
+    offset: tuple[float, float] = (0.0, 0.0),
+) -> Points:
+    plain = points.as_subclass(Tensor)
+    return Points(
+        plain * plain.new_tensor(factor) + plain.new_tensor(offset), canvas_size=canvas_size
+    )
+
+
+@tv_functional.register_kernel(tv_functional.horizontal_flip, Points)
+def _horizontal_flip(points: Points, **_: Any) -> Points:
+    size = points.canvas_size
+    return _moved(points, size, factor=(-1.0, 1.0), offset=(size[1], 0.0))
+
+
+@tv_functional.register_kernel(tv_functional.vertical_flip, Points)
+def _vertical_flip(points: Points, **_: Any) -> Points:
+    size = points.canvas_size
+    return _moved(points, size, factor=(1.0, -1.0), offset=(0.0, size[0]))
+
+
+@tv_functional.register_kernel(tv_functional.resize, Points)
+def _resize(
+    points: Points, size: int | Sequence[int] | None, max_size: int | None = None, **_: Any
+) -> Points:
+    # torchvision's rule for a size that is not height and width, asked with an image of no channel
+    probe = torch.empty(0, *points.canvas_size, dtype=torch.uint8)
+    height, width = tv_functional.resize(probe, size, max_size=max_size).shape[1:]
+    factor = (width / points.canvas_size[1], height / points.canvas_size[0])
+    return _moved(points, (height, width), factor=factor)
+
+
+@tv_functional.register_kernel(tv_functional.crop, Points)
+def _crop(points: Points, top: int, left: int, height: int, width: int, **_: Any) -> Points:
+    return _moved(points, (height, width), offset=(-left, -top))
+
+
+@tv_functional.register_kernel(tv_functional.center_crop, Points)
+def _center_crop(points: Points, output_size: list[int], **_: Any) -> Points:
+    height, width = output_size * 2 if len(output_size) == 1 else output_size
+    top = round((points.canvas_size[0] - height) / 2)
+    left = round((points.canvas_size[1] - width) / 2)
+    return _crop(points, top, left, height, width)
+
+
+@tv_functional.register_kernel(tv_functional.resized_crop, Points)
+def _resized_crop(
+    points: Points, top: int, left: int, height: int, width: int, size: list[int], **_: Any
+) -> Points:
+    return _resize(_crop(points, top, left, height, width), size)
+
+
+@tv_functional.register_kernel(tv_functional.pad, Points)
+def _pad(points: Points, padding: int | list[int], **_: Any) -> Points:
+    sides = [padding] if isinstance(padding, int) else list(padding)
+    left, top, right, bottom = (sides * 4)[:4] if len(sides) < 4 else sides
+    height, width = points.canvas_size
+    return _moved(points, (height + top + bottom, width + left + right), offset=(left, top))
+
+
+def compose_transforms(transforms: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """Transforms one after the other, if shapes can follow each of them.
+
+    Raises:
+        ValueError: names the first of torchvision's that shapes cannot follow.
+    """
+    for transform in transforms:
+        _require_followed(transform)
+    return v2.Compose(list(transforms)) if transforms else v2.Identity()
+
+
+def _require_followed(transform: Any) -> None:
+    if isinstance(transform, _CONTAINERS):
+        for part in transform.transforms:
+            _require_followed(part)
+        return
+    module = type(transform).__module__
+    if not module.startswith("torchvision.") or module.endswith("v2._color"):
+        return
+    if not isinstance(transform, _FOLLOWED):
+        raise ValueError(
+            f"data.train_transforms has {type(transform).__name__}, which the shapes of objects "
+            "cannot follow: take resizing, flips, crops, padding and transforms of colour"
+        )
+
+
+def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
+    """What polygons (P, 2) cover of a frame (4,), as (size, size) uint8 cells."""
+    cells_per_pixel = size / (frame[2:] - frame[:2])
+    scaled = [((points - frame[:2]) * cells_per_pixel).flatten().tolist() for points in polygons]
+    rles = pycocotools.mask.frPyObjects(scaled, size, size)
+    return torch.from_numpy(pycocotools.mask.decode(pycocotools.mask.merge(rles)))
+
+
+@dataclass
+class _Shape:
+    """Polygons, or pixels and where two of their corners are."""
+
+    points: list[Tensor]  # polygons (P, 2), or the corners (2, 2) of `pixels`
+    pixels: Tensor | None  # (h, w) uint8
+
+
+def _shapes(objects: Objects, size: tuple[int, int]) -> list[_Shape]:
+    return [
+        _crop_of_rle(shape, size) if isinstance(shape, bytes) else _Shape(shape, None)
+        for shape in objects.shapes
+    ]
+
+
+def _crop_of_rle(rle: bytes, size: tuple[int, int]) -> _Shape:
+    """The part of a mask that holds all its ones; one empty pixel if there are none."""
+    whole = {"size": list(size), "counts": rle}
+    x, y, width, height = (
+        (int(side) for side in pycocotools.mask.toBbox(whole)) if rle else (0,) * 4
+    )
+    if width == 0 or height == 0:
+        return _Shape([torch.tensor([[0.0, 0], [1, 1]])], torch.zeros(1, 1, dtype=torch.uint8))
+    pixels = pycocotools.mask.decode(whole)[y : y + height, x : x + width]
+    corners = torch.tensor([[x, y], [x + width, y + height]], dtype=torch.float32)
+    return _Shape([corners], torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def _mini_masks(shapes: Sequence[_Shape], boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Masks (G, size, size) uint8 and the frames (G, 4) that they cover.
+
+    Polygons are drawn in their object's box (of one pixel a side at least, or what a crop left of
+    a polygon would become huge), pixels keep their own.
+    """
+    masks = torch.zeros(len(shapes), size, size, dtype=torch.uint8)
+    frames = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
+    for number, shape in enumerate(shapes):
+        if shape.pixels is None:
+            masks[number] = rasterize(shape.points, frames[number], size)
+        else:
+            (corners,) = shape.points
+            frames[number] = torch.cat([corners.amin(0), corners.amax(0)])
+            masks[number] = _resampled(shape.pixels, corners, size)
+    return masks, frames
+
+
+def _resampled(pixels: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Pixels (h, w), flipped as their two corners (2, 2) were, as (size, size) cells."""
+    turned = corners[0] > corners[1]  # x, y
+    pixels = pixels.flip(
+        [axis for axis, is_turned in ((1, turned[0]), (0, turned[1])) if is_turned]
+    )
+    row, column = (((torch.arange(size) + 0.5) * side / size).long() for side in pixels.shape)
+    return pixels[row[:, None], column]
+
+
+def transform_objects(
+    image: Tensor,
+    objects: Objects,
+    transform: Callable[..., Any],
+    *,
+    mini_mask_size: int | None,
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """An image and its objects after a transform; objects that have left the image are gone.
+
+    Args:
+        image: (3, H, W) uint8.
+        objects: in pixels of this image.
+        transform: one of torchvision's v2, see `compose_transforms`.
+        mini_mask_size: M, or None for no masks.
+
+    Returns:
+        The image, and `boxes`, `labels`, `crowd`, `masks` and `mask_frames` as in `Sample`.
+
+    Raises:
+        ValueError: the image is no longer uint8 with three channels.
+    """
+    size = (image.shape[1], image.shape[2])
+    corners = list(objects.boxes.view(-1, 2, 2))
+    shapes = _shapes(objects, size) if mini_mask_size is not None else []
+    flat = [*corners, *(points for shape in shapes for points in shape.points)]
+    joined = torch.cat(flat) if flat else torch.zeros(0, 2)
+    image, moved = transform(tv_tensors.Image(image), Points(joined, canvas_size=size))
+    if image.dtype != torch.uint8 or image.shape[0] != 3:
+        raise ValueError(
+            f"after data.train_transforms the image is {image.dtype} with {image.shape[0]} "
+            "channels, where uint8 and 3 are wanted: the model normalizes it by itself"
+        )
+    parts = iter(moved.as_subclass(Tensor).split([len(points) for points in flat]))
+
+    ends = torch.stack([next(parts) for _ in corners]) if corners else torch.zeros(0, 2, 2)
+    limit = torch.tensor([image.shape[2], image.shape[1]], dtype=torch.float32)
+    boxes = torch.cat([ends.amin(1), ends.amax(1)], dim=1)
+    boxes = boxes.view(-1, 2, 2).clamp(torch.zeros(2), limit).view(-1, 4)
+    kept = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(dim=1)
+    masks = frames = None
+    if mini_mask_size is not None:
+        moved_shapes = [
+            replace(shape, points=[next(parts) for _ in shape.points]) for shape in shapes
+        ]
+        masks, frames = _mini_masks(
+            [shape for shape, is_kept in zip(moved_shapes, kept.tolist(), strict=True) if is_kept],
+            boxes[kept],
+            mini_mask_size,
+        )
+    return image.as_subclass(Tensor), {
+        "boxes": boxes[kept],
+        "labels": objects.labels[kept],
+        "crowd": objects.crowd[kept],
+        "masks": masks,
+        "mask_frames": frames,
+    }

@@ -1,0 +1,58 @@
+"""What a user got wrong is answered in one sentence, and what is right causes no warning."""
+
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+USER_ERRORS = (
+    ValueError,
+    TypeError,  # an option that a part does not have
+    FileNotFoundError,
+    InstantiationException,
+    MisconfigurationException,
+    OmegaConfBaseException,
+)
+# Starts of warnings about what is meant to be so.
+KNOWN_WARNINGS = (
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own code, with torch 2.15
+    "You are using a custom batch sampler `EvalBatchSampler`",  # it deals every image, as it should
+    "The dirpath has changed from",  # a resumed run writes to a new folder
+)
+
+
+def ignore_known_warnings() -> None:
+    """Keep warnings that ask for nothing from hiding those that do."""
+    for start in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=re.escape(start))
+
+
+@contextmanager
+def in_one_sentence(folder: str | Path) -> Iterator[None]:
+    """Print a user's error in one line and exit with 1; the traceback goes to a file.
+
+    With HYDRA_FULL_ERROR set, errors are left as they are.
+
+    Args:
+        folder: for `error.txt`.
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        file = Path(folder, "error.txt")
+        file.write_text(traceback.format_exc())
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        # A data worker's error has its traceback in the message; the last line is the error.
+        sentence = str(cause or error).strip().splitlines()[-1]
+        print(f"error: {sentence}\n(details: {file})", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,188 @@
+"""COCO's average precision; the only file that knows the library behind it.
+
+I images, N detections of all images.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from mrcnn_lightning.ops.results import coco_results
+from mrcnn_lightning.structures import ImageDetections
+
+# COCO's twelve numbers, in COCO's order.
+NUMBERS = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
+_STATES = {
+    "image_ids": torch.int64,  # (I,) images seen, those without detections included
+    "image_sizes": torch.int64,  # (2 I,) height and width
+    "num_detections": torch.int64,  # (I,)
+    "boxes": torch.float64,  # (4 N,)
+    "scores": torch.float64,  # (N,)
+    "labels": torch.int64,  # (N,)
+    "rle_lengths": torch.int64,  # (N,), nothing without masks
+    "rles": torch.uint8,  # (all bytes,)
+}
+
+
+class COCOMetric(Metric):
+    """Box and mask AP over the images seen, on any number of processes.
+
+    The state is the detections alone, as flat tensors; ground truth is read from the file, at its
+    full precision. An image that was seen twice (samplers repeat some to even out the ranks)
+    counts once.
+
+    Args:
+        annotation_file: COCO-format ground truth, or None if only `results` are wanted.
+        category_ids: the file's ids of the labels 1..K.
+        class_names: their names.
+        has_masks: whether detections have masks.
+    """
+
+    full_state_update = False
+
+    def __init__(
+        self,
+        annotation_file: str | None,
+        *,
+        category_ids: Sequence[int],
+        class_names: Sequence[str],
+        has_masks: bool,
+    ) -> None:
+        super().__init__()
+        self.annotation_file = annotation_file
+        self.category_ids = list(category_ids)
+        self.class_names = list(class_names)
+        self.has_masks = has_masks
+        self._ground_truth: COCO | None = None
+        for name in _STATES:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, detections: Sequence[ImageDetections]) -> None:
+        """Add images, each with all its detections, best first."""
+        rles = [rle for image in detections for rle in image.rles or []]
+        values = {
+            "image_ids": torch.tensor([image.image_id for image in detections]),
+            "image_sizes": torch.tensor([image.size for image in detections]).flatten(),
+            "num_detections": torch.tensor([len(image.labels) for image in detections]),
+            "boxes": torch.cat([image.boxes.flatten() for image in detections]),
+            "scores": torch.cat([image.scores for image in detections]),
+            "labels": torch.cat([image.labels for image in detections]),
+            "rle_lengths": torch.tensor([len(rle) for rle in rles]),
+            "rles": torch.from_numpy(np.array(bytearray(b"".join(rles)), dtype=np.uint8)),
+        }
+        for name, dtype in _STATES.items():
+            getattr(self, name).append(values[name].to(self.device, dtype))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather over ranks; one that saw no image takes part with empty tensors."""
+        for name, dtype in _STATES.items():
+            if not getattr(self, name):
+                setattr(self, name, [torch.empty(0, dtype=dtype, device=self.device)])
+        super().sync(*args, **kwargs)
+
+    def results(self) -> list[dict[str, Any]]:
+        """All ranks' detections in COCO's results format; boxes are x, y, width, height."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return self._results(self._images())
+
+    def compute(self) -> dict[str, float]:
+        """`box_ap`, `mask_ap` and so on (`NUMBERS`), and `box_ap/NAME` of each class.
+
+        A number is -1 where there is nothing to find; such classes are left out.
+        """
+        images = self._images()
+        results = self._results(images)
+        metrics: dict[str, float] = {}
+        for kind, iou_type in IOU_TYPES.items():
+            if kind == "box" or self.has_masks:
+                metrics |= self._score(results, sorted(images), kind, iou_type)
+        return metrics
+
+    def _results(self, images: dict[int, ImageDetections]) -> list[dict[str, Any]]:
+        return [
+            result for image in images.values() for result in coco_results(image, self.category_ids)
+        ]
+
+    def _images(self) -> dict[int, ImageDetections]:
+        """The detections of each image, the first time that it was seen."""
+        state = {name: dim_zero_cat(getattr(self, name)).cpu() for name in _STATES}
+        rles = state["rles"].numpy().tobytes()
+        ends = [0, *accumulate(state["rle_lengths"].tolist())]
+        images: dict[int, ImageDetections] = {}
+        last = 0
+        for image_id, (height, width), num in zip(
+            state["image_ids"].tolist(),
+            state["image_sizes"].view(-1, 2).tolist(),
+            state["num_detections"].tolist(),
+            strict=True,
+        ):
+            first, last = last, last + num
+            if image_id in images:
+                continue
+            images[image_id] = ImageDetections(
+                image_id=image_id,
+                size=(height, width),
+                boxes=state["boxes"].view(-1, 4)[first:last],
+                scores=state["scores"][first:last],
+                labels=state["labels"][first:last],
+                rles=[rles[ends[n] : ends[n + 1]] for n in range(first, last)]
+                if self.has_masks
+                else None,
+            )
+        return images
+
+    def _score(
+        self, results: list[dict[str, Any]], image_ids: list[int], kind: str, iou_type: str
+    ) -> dict[str, float]:
+        # A result with a box would be put into an area range by its box, also for its mask.
+        keys = {"image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind]}
+        truth = self._load_ground_truth()
+        found = truth.loadRes([{key: result[key] for key in keys} for result in results])
+        evaluation = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
+        evaluation.params.imgIds = image_ids
+        evaluation.run()
+        metrics = {
+            f"{kind}_{name}": float(value)
+            for name, value in zip(NUMBERS, evaluation.stats[: len(NUMBERS)], strict=True)
+        }
+        precision = evaluation.eval["precision"][..., 0, -1]  # (IoU, recall, K): all areas, 100
+        for number, category in enumerate(evaluation.params.catIds):
+            values = precision[:, :, number]
+            if (values > -1).any():
+                name = self.class_names[self.category_ids.index(category)]
+                metrics[f"{kind}_ap/{name}"] = float(values[values > -1].mean())
+        return metrics
+
+    def _load_ground_truth(self) -> COCO:
+        if self._ground_truth is None:
+            assert self.annotation_file is not None
+            content = json.loads(Path(self.annotation_file).read_bytes())
+            for number, annotation in enumerate(content["annotations"], start=1):
+                # The evaluation takes an id of 0 for "no match", and many files count from 0.
+                annotation["id"] = number
+                annotation.setdefault("iscrowd", 0)
+                annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            self._ground_truth = COCO(content)
+        return self._ground_truth

@@ -1,0 +1,134 @@
+"""From a checkpoint and photos to what is in them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv_functional
+
+from mrcnn_lightning.data.datamodule import resized_size
+from mrcnn_lightning.data.dataset import canvas_size, collate
+from mrcnn_lightning.data.images import read_image
+from mrcnn_lightning.data.transforms import Sample
+from mrcnn_lightning.inference.checkpoint import load_checkpoint
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.ops.results import per_image
+from mrcnn_lightning.structures import ImageDetections
+
+
+@dataclass
+class Prediction:
+    """What came of one file: an image and its detections, or an error."""
+
+    number: int  # of the file, from 1; also the detections' image id
+    path: Path
+    image: Tensor | None = None  # (3, H, W) uint8
+    detections: ImageDetections | None = None
+    error: str | None = None
+
+
+class Predictor:
+    """Finds objects in image files.
+
+    Args:
+        model: in evaluation mode.
+        category_ids: of the model's classes 1..K.
+        min_size: the shorter side that images are resized to, unless the longer would pass
+            `max_size`, in pixels.
+        max_size: the longest side.
+        device: where to compute; `auto` is a GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        *,
+        category_ids: Sequence[int],
+        min_size: int,
+        max_size: int,
+        device: str = "auto",
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.class_names = model.class_names
+        self.category_ids = list(category_ids)
+        self.min_size = min_size
+        self.max_size = max_size
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str = "auto") -> "Predictor":
+        """The predictor of a checkpoint, at the image size that it was trained for.
+
+        Raises:
+            ValueError: see `load_checkpoint`.
+        """
+        model, spec = load_checkpoint(path)
+        return cls(
+            model,
+            category_ids=spec["category_ids"],
+            min_size=spec["min_size"],
+            max_size=spec["max_size"],
+            device=device,
+        )
+
+    def __call__(
+        self, paths: Sequence[str | Path], *, batch_size: int = 1
+    ) -> list[ImageDetections]:
+        """The detections of image files, in their order and in their own pixels.
+
+        Raises:
+            ValueError: a file is no image.
+        """
+        found: dict[int, ImageDetections] = {}
+        for prediction in self.stream(paths, batch_size=batch_size):
+            if prediction.detections is None:
+                raise ValueError(prediction.error)
+            found[prediction.number] = prediction.detections
+        return [found[number] for number in sorted(found)]
+
+    def stream(self, paths: Iterable[str | Path], *, batch_size: int) -> Iterator[Prediction]:
+        """Predictions as they come, which is not in order: images of one size share a batch."""
+        waiting: dict[tuple[int, ...], list[tuple[Prediction, Sample]]] = {}
+        for number, path in enumerate(paths, start=1):
+            prediction = Prediction(number, Path(path))
+            try:
+                prediction.image = read_image(path)
+            except ValueError as error:
+                prediction.error = str(error)
+                yield prediction
+                continue
+            sample = self._sample(prediction.image, number)
+            canvas = tuple(canvas_size(torch.tensor(sample.image.shape[1:])).tolist())
+            waiting.setdefault(canvas, []).append((prediction, sample))
+            if len(waiting[canvas]) == batch_size:
+                yield from self._predict(waiting.pop(canvas))
+        for batch in waiting.values():
+            yield from self._predict(batch)
+
+    def _sample(self, image: Tensor, number: int) -> Sample:
+        size = (image.shape[1], image.shape[2])
+        resized = resized_size(size, self.min_size, self.max_size)
+        return Sample(
+            image=tv_functional.resize(image, list(resized), v2.InterpolationMode.BILINEAR),
+            image_id=number,
+            key=0,
+            original_size=size,
+            boxes=torch.empty(0, 4),
+            labels=torch.empty(0, dtype=torch.int64),
+            crowd=torch.empty(0, dtype=torch.bool),
+            masks=None,
+            mask_frames=None,
+        )
+
+    @torch.inference_mode()
+    def _predict(self, batch: list[tuple[Prediction, Sample]]) -> Iterator[Prediction]:
+        images = collate([sample for _, sample in batch]).to(self.device)
+        found = per_image(self.model.predict(images), images)
+        for (prediction, _), detections in zip(batch, found, strict=True):
+            prediction.detections = detections
+            yield prediction

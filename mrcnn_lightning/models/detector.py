@@ -1,0 +1,120 @@
+"""Mask R-CNN, or Faster R-CNN where there is no mask head: the parts put together.
+
+B images, D detections.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrcnn_lightning.models.backbones import Backbone
+from mrcnn_lightning.models.roi_sampler import RoISampler
+from mrcnn_lightning.structures import Batch, Detections
+
+
+class Detector(nn.Module):
+    """Backbone, neck, RPN, RoI sampler and heads.
+
+    Args:
+        class_names: of the classes 1..K.
+        backbone: images to maps.
+        neck: makes the neck from the backbone's `in_channels` and `strides`.
+        rpn: makes the RPN from the neck's `in_channels`.
+        roi_sampler: which RoIs the heads learn from.
+        box_head: makes the head from `in_channels`, `strides` and `num_classes`.
+        mask_head: likewise; None makes it Faster R-CNN.
+        pixel_mean: of R, G and B in 0..255, subtracted.
+        pixel_std: of R, G and B, divided by.
+        pad_value: what the canvas holds outside the image, after normalisation.
+
+    Raises:
+        ValueError: the neck's levels and the anchors' do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: Sequence[str],
+        backbone: Backbone,
+        neck: Callable[..., Any],
+        rpn: Callable[..., Any],
+        roi_sampler: RoISampler,
+        box_head: Callable[..., Any],
+        mask_head: Callable[..., Any] | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        pad_value: float,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.backbone = backbone
+        self.neck = neck(in_channels=backbone.out_channels, strides=backbone.strides)
+        channels, strides = self.neck.out_channels, self.neck.roi_strides
+        self.rpn = rpn(in_channels=channels)
+        if len(self.rpn.anchors.cells) != self.neck.num_levels:
+            raise ValueError(
+                f"model.rpn.anchors.sizes has {len(self.rpn.anchors.cells)} levels, "
+                f"but the neck gives {self.neck.num_levels}: give one list of sizes for each"
+            )
+        self.roi_sampler = roi_sampler
+        shape = {"in_channels": channels, "strides": strides, "num_classes": len(class_names)}
+        self.box_head = box_head(**shape)
+        self.mask_head = None if mask_head is None else mask_head(**shape)
+        self.pad_value = pad_value
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        # Faster convolutions on CPUs and on GPUs alike; the images come in this format too.
+        self.to(memory_format=torch.channels_last)
+
+    def normalize(self, batch: Batch) -> Tensor:
+        """Images (B, 3, H, W) with the mean taken off, and the pad value outside each image."""
+        images = (batch.images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        height, width = images.shape[2:]
+        x1, y1, x2, y2 = batch.windows[:, :, None, None].unbind(1)  # (B, 1, 1)
+        column = torch.arange(width, device=images.device)
+        row = torch.arange(height, device=images.device)[:, None]
+        inside = (column >= x1) & (column < x2) & (row >= y1) & (row < y2)  # (B, H, W)
+        images = torch.where(inside[:, None], images, self.pad_value)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """The pyramid of a batch."""
+        return self.neck(self.backbone(self.normalize(batch)))
+
+    def loss(self, batch: Batch, features: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """The five losses, each a scalar; four without a mask head, which has `loss_mask`.
+
+        Args:
+            batch: with targets.
+            features: of the batch, if they are known already.
+        """
+        assert batch.targets is not None
+        features = self.features(batch) if features is None else features
+        output = self.rpn(features, tuple(batch.images.shape[2:]))
+        losses = self.rpn.loss(output, batch.targets, batch.keys)
+        proposals, valid = self.rpn.propose(output, batch, training=True)
+        rois = self.roi_sampler(proposals, valid, batch.targets, batch.keys)
+        losses |= self.box_head.loss(features, rois, batch.targets)
+        if self.mask_head is not None:
+            losses |= self.mask_head.loss(features, rois, batch.targets)
+        return losses
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, features: list[Tensor] | None = None) -> Detections:
+        """What is in the images, best first.
+
+        Args:
+            batch: targets are not looked at.
+            features: of the batch, if they are known already.
+        """
+        features = self.features(batch) if features is None else features
+        output = self.rpn(features, tuple(batch.images.shape[2:]))
+        proposals, valid = self.rpn.propose(output, batch, training=False)
+        detections = self.box_head.predict(features, proposals, valid, batch.windows)
+        if self.mask_head is not None:
+            detections.masks = self.mask_head.predict(features, detections)
+        return detections

@@ -1,0 +1,77 @@
+"""Which regions of interest the heads learn from, and what each of them stands for.
+
+B images, P proposals, G padded objects, R sampled RoIs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrcnn_lightning.ops.matching import IGNORED, match
+from mrcnn_lightning.ops.sampling import Stage, random_keys, sample
+from mrcnn_lightning.structures import Targets
+
+
+@dataclass
+class SampledRoIs:
+    """RoIs to learn from: positives first, then background, then unused places."""
+
+    boxes: Tensor  # (B, R, 4)
+    labels: Tensor  # (B, R) int64, 0 for background and unused places
+    objects: Tensor  # (B, R) int64, the object that the RoI overlaps most
+    valid: Tensor  # (B, R) bool
+
+
+class RoISampler:
+    """Random RoIs with a bounded part of positives (Fast R-CNN, section 2.3).
+
+    Args:
+        num: sampled RoIs an image.
+        positive_fraction: at most this part of them is positive.
+        positive_iou: a RoI is positive at this IoU with an object or above.
+        negative_iou: a RoI is background below this IoU with all objects.
+        add_ground_truth: whether the objects' own boxes join the proposals.
+    """
+
+    def __init__(
+        self,
+        *,
+        num: int,
+        positive_fraction: float,
+        positive_iou: float,
+        negative_iou: float,
+        add_ground_truth: bool,
+    ) -> None:
+        self.num = num
+        self.positive_fraction = positive_fraction
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+        self.add_ground_truth = add_ground_truth
+
+    @torch.no_grad()
+    def __call__(
+        self, proposals: Tensor, valid: Tensor, targets: Targets, keys: Tensor
+    ) -> SampledRoIs:
+        """Sample from proposals (B, P, 4), of which `valid` (B, P) are there."""
+        if self.add_ground_truth:
+            proposals = torch.cat([proposals, targets.boxes], dim=1)
+            valid = torch.cat([valid, targets.trainable], dim=1)
+        objects, label = match(
+            targets.boxes,
+            targets.trainable,
+            proposals,
+            positive_iou=self.positive_iou,
+            negative_iou=self.negative_iou,
+            low_quality_matches=False,
+        )
+        label = torch.where(valid, label, IGNORED)
+        random = random_keys(keys, Stage.ROIS, proposals.shape[1])
+        chosen = sample(label, random, num=self.num, positive_fraction=self.positive_fraction)
+        objects = objects.gather(1, chosen.indices)
+        return SampledRoIs(
+            boxes=proposals.gather(1, chosen.indices[..., None].expand(-1, -1, 4)),
+            labels=targets.labels.gather(1, objects) * chosen.positive,
+            objects=objects,
+            valid=chosen.valid,
+        )

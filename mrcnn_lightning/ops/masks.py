@@ -1,0 +1,107 @@
+"""Masks: training targets cut from mini-masks, predicted masks pasted and run-length encoded.
+
+N masks, G objects of an image, M mini-mask side, m side of a predicted mask, H and W of an image.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from mrcnn_lightning.ops.precision import at_least_float32
+
+# A cell of a predicted mask belongs to the object above this probability.
+THRESHOLD = 0.5
+
+
+def mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """What the mask head should say: each mask seen through its RoI, (N, size, size) in [0, 1].
+
+    RoIAlign of the mask with aligned pixel centres and as many samples as a bin has cells.
+
+    Args:
+        masks: (N, M, M) of zeros and ones; a cell covers its share of the frame.
+        frames: (N, 4) in pixels.
+        boxes: (N, 4), the RoIs, in pixels.
+        size: cells a side.
+    """
+    cells = boxes.new_tensor([masks.shape[2], masks.shape[1]]).repeat(2)  # (M, M, M, M)
+    origins = frames[:, [0, 1, 0, 1]]
+    cells_per_pixel = cells / (frames[:, [2, 3, 2, 3]] - origins)
+    number = torch.arange(len(masks), device=boxes.device, dtype=boxes.dtype)
+    rois = torch.cat([number[:, None], (boxes - origins) * cells_per_pixel], dim=1)  # (N, 5)
+    return torchvision.ops.roi_align(masks[:, None].to(boxes.dtype), rois, size, aligned=True)[:, 0]
+
+
+def _enlarged(boxes: Tensor, cells: int) -> npt.NDArray[np.int64]:
+    """Whole-pixel boxes (N, 4) with room for one more cell on every side of the mask."""
+    centers, half_sides = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    half_sides = half_sides * ((cells + 2) / cells)
+    enlarged = torch.cat([centers - half_sides, centers + half_sides], dim=1)
+    return enlarged.to(torch.int64).numpy()
+
+
+def paste_crops(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int]
+) -> list[tuple[npt.NDArray[np.bool_], int, int]]:
+    """Masks (N, m, m) at the size of their boxes (N, 4), cut to an image of `size` (H, W).
+
+    Bit for bit the pixels that torchvision's `paste_masks_in_image` sets above one half, without
+    the canvas: for each mask its crop (h, w), and the row and column where it goes. CPU tensors.
+    """
+    padded = F.pad(at_least_float32(masks), (1, 1, 1, 1))[:, None]  # (N, 1, m + 2, m + 2)
+    crops = []
+    for mask, (x1, y1, x2, y2) in zip(padded, _enlarged(boxes, masks.shape[-1]), strict=True):
+        height, width = max(int(y2 - y1 + 1), 1), max(int(x2 - x1 + 1), 1)
+        pixels = F.interpolate(mask[None], (height, width), mode="bilinear", align_corners=False)
+        top, left = max(int(y1), 0), max(int(x1), 0)
+        bottom, right = min(int(y1) + height, size[0]), min(int(x1) + width, size[1])
+        seen = pixels[0, 0, top - y1 : max(bottom - y1, 0), left - x1 : max(right - x1, 0)]
+        crops.append(((seen > THRESHOLD).numpy(), top, left))
+    return crops
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (N, m, m) pasted at their boxes (N, 4) into whole images: (N, H, W) bool."""
+    canvas = np.zeros((len(masks), *size), dtype=np.bool_)
+    for image, (crop, top, left) in zip(canvas, paste_crops(masks, boxes, size), strict=True):
+        image[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return torch.from_numpy(canvas)
+
+
+def encode_crop(crop: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> bytes:
+    """COCO's compressed run lengths of an image of `size` whose only ones are in `crop` (h, w)."""
+    height, width = size
+    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), dtype=np.int8)
+    columns[:, 1:-1] = crop.T
+    steps = np.diff(columns, axis=1)  # (w, h + 1): 1 where a run starts, -1 below its end
+
+    def pixel(step: int) -> npt.NDArray[np.int64]:
+        column, row = np.nonzero(steps == step)
+        return (left + column) * height + top + row
+
+    bounds = np.stack([pixel(1), pixel(-1)], axis=1).ravel()  # start, end, start, end, ...
+    # A run that reaches the bottom goes on where the next column starts at the top.
+    joins = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
+    bounds = np.delete(bounds, np.r_[joins, joins + 1])
+    counts = np.diff(bounds, prepend=0, append=height * width)
+    if counts[-1] == 0:
+        counts = counts[:-1]
+    rle = {"counts": counts.tolist(), "size": [height, width]}
+    return pycocotools.mask.frPyObjects(rle, height, width)["counts"]
+
+
+def encode_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[bytes]:
+    """Masks (N, m, m) pasted at their boxes (N, 4) and run-length encoded, without a canvas."""
+    return [encode_crop(*crop, size) for crop in paste_crops(masks, boxes, size)]
+
+
+def decode_masks(rles: list[bytes], size: tuple[int, int]) -> Tensor:
+    """Compressed run lengths of an image of `size` (H, W) as masks (N, H, W) bool."""
+    if not rles:
+        return torch.zeros(0, *size, dtype=torch.bool)
+    masks = pycocotools.mask.decode([{"size": list(size), "counts": rle} for rle in rles])
+    return torch.from_numpy(masks).permute(2, 0, 1).bool()

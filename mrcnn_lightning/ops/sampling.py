@@ -1,0 +1,88 @@
+"""Fixed-size random samples of positive and negative boxes, with randomness that is keyed.
+
+B images, N candidates, S sampled.
+"""
+
+import hashlib
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrcnn_lightning.ops.matching import NEGATIVE, POSITIVE
+
+_MASK = 0xFFFFFFFF
+
+
+class Stage(IntEnum):
+    """What is sampled: each stage draws other numbers for the same image."""
+
+    ANCHORS = 1
+    ROIS = 2
+
+
+class Sample(NamedTuple):
+    """Sampled candidates: positives first, then negatives, then unused places."""
+
+    indices: Tensor  # (B, S) int64
+    positive: Tensor  # (B, S) bool
+    valid: Tensor  # (B, S) bool, false where there were not enough candidates
+
+
+def image_key(seed: int, epoch: int, image_id: int) -> int:
+    """A 32-bit seed for all that is random about one image in one epoch."""
+    digest = hashlib.blake2b(struct.pack("<qqq", seed, epoch, image_id), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of 32 bits that leaves no pattern (int64 in and out; no product overflows)."""
+    for _ in range(2):
+        bits = (bits ^ (bits >> 16)) * 0x45D9F3B & _MASK
+    return bits ^ (bits >> 16)
+
+
+def random_keys(keys: Tensor, stage: Stage, num: int) -> Tensor:
+    """Random int64 numbers (B, num) >= 0, distinct within an image, that depend on nothing else.
+
+    Args:
+        keys: (B,) the images' seeds from `image_key`.
+        stage: what is drawn.
+        num: how many numbers an image.
+    """
+    slots = torch.arange(num, device=keys.device)
+    seeds = _mix(keys ^ _mix(torch.full_like(keys, int(stage))))
+    bits = _mix(seeds[:, None] ^ _mix(slots))  # (B, num)
+    return (bits << 31) | slots
+
+
+def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float) -> Sample:
+    """Sample `num` candidates an image, at most `positive_fraction` of them positive.
+
+    Negatives take the places that positives leave (Faster R-CNN, section 3.1.3).
+
+    Args:
+        label: (B, N) of POSITIVE, NEGATIVE and others, which are never sampled.
+        random: (B, N) distinct int64 numbers >= 0; the highest win.
+        num: S, or N where that is less.
+        positive_fraction: in [0, 1].
+    """
+    num = min(num, label.shape[1])
+    num_positive = int(num * positive_fraction)
+
+    def draw(kind: int, most: int) -> tuple[Tensor, Tensor]:
+        drawn = torch.where(label == kind, random, -1).topk(most, dim=1)
+        return drawn.indices, drawn.values >= 0
+
+    positives, are_positives = draw(POSITIVE, num_positive)
+    negatives, are_negatives = draw(NEGATIVE, num)
+    places_left = num - are_positives.sum(dim=1, keepdim=True)
+    are_negatives &= torch.arange(num, device=label.device) < places_left
+
+    indices = torch.cat([positives, negatives], dim=1)  # (B, num_positive + num)
+    valid = torch.cat([are_positives, are_negatives], dim=1)
+    front = torch.argsort(valid, dim=1, descending=True, stable=True)[:, :num]
+    valid = valid.gather(1, front)
+    return Sample(indices.gather(1, front), (front < num_positive) & valid, valid)

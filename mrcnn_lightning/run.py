@@ -1,0 +1,80 @@
+"""A run: the configuration's objects are built, and Lightning does the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE
+from mrcnn_lightning.errors import ignore_known_warnings, in_one_sentence
+from mrcnn_lightning.models.weights import read_checkpoint
+from mrcnn_lightning.training.devices import check_devices
+
+PACKAGE = Path(__file__).resolve().parent
+# A wheel has the configuration inside the package, a checkout beside it.
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
+    if cfg.stage not in SPLITS_OF_STAGE:
+        raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN and not SLURMEnvironment.detect()
+    check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
+    if cfg.ckpt_path is not None:
+        read_checkpoint(cfg.ckpt_path)
+    if cfg.ckpt_path is not None or cfg.weights is not None:
+        cfg.backbone.weights = None  # they would be overwritten
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data = _build(cfg.data)
+    data.setup(cfg.stage)
+    classes = {"class_names": data.class_names, "category_ids": data.category_ids}
+    spec = classes | {"min_size": data.min_size, "max_size": data.max_size}
+    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    task = _build(cfg.task)(spec=spec | {"model": resolved["model"]}, **classes)
+    trainer = _build(
+        cfg.trainer,
+        callbacks=[_build(callback) for callback in cfg.callbacks.values() if callback],
+        logger=[_build(logger) for logger in cfg.logger.values()],
+    )
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(resolved)
+
+    options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
+    if cfg.stage == "fit":
+        trainer.fit(task, **options)
+        if task.scored_at != trainer.global_step and trainer.limit_val_batches:
+            trainer.validate(task, datamodule=data, verbose=False)
+    elif cfg.stage == "predict":
+        trainer.predict(task, return_predictions=False, **options)
+    else:
+        getattr(trainer, cfg.stage)(task, verbose=False, **options)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next job of a sweep would go on with its run
+    return task.results.get("ap")
+
+
+def _build(node: DictConfig, **arguments: Any) -> Any:
+    return hydra.utils.instantiate(node, _convert_="all", **arguments)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """What `python train.py` and `mrcnn train` start."""
+    ignore_known_warnings()
+    with in_one_sentence(cfg.run_dir):
+        return run(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Callbacks that Lightning lacks."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS
+from mrcnn_lightning.ops.masks import paste_masks
+from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.training.task import DetectionTask
+from mrcnn_lightning.visualization import draw, save, side_by_side
+
+
+class APTable(Callback):
+    """Prints COCO's numbers after every evaluation.
+
+    Args:
+        per_class: whether AP of each class is printed too.
+    """
+
+    def __init__(self, *, per_class: bool) -> None:
+        self.per_class = per_class
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Print, unless this was only the check before training."""
+        if not trainer.sanity_checking:
+            self._print(trainer, pl_module)
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print."""
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        assert isinstance(task, DetectionTask)
+        if not trainer.is_global_zero:
+            return
+        kinds = [kind for kind in IOU_TYPES if f"{kind}_ap" in task.results]
+        table = Table(title=f"COCO AP after {trainer.global_step} steps", title_justify="left")
+        table.add_column()
+        for kind in kinds:
+            table.add_column(kind, justify="right")
+        rows = list(NUMBERS)
+        if self.per_class:
+            rows += [f"ap/{name}" for name in task.model.class_names]
+        for row in rows:
+            values = [task.results.get(f"{kind}_{row}", -1.0) for kind in kinds]
+            table.add_row(row, *(f"{value:.3f}" if value >= 0 else "-" for value in values))
+        Console().print(table)
+
+
+class PredictionPictures(Callback):
+    """Draws predictions beside ground truth: to the run's folder, and to loggers that show images.
+
+    Args:
+        folder: where the pictures are written, replaced at every validation.
+        num: how many images, the first of the validation set.
+        min_score: less confident detections are not drawn.
+    """
+
+    def __init__(self, *, folder: str, num: int, min_score: float) -> None:
+        self.folder = Path(folder)
+        self.num = num
+        self.min_score = min_score
+        self._pictures: list[Tensor] = []
+
+    def on_validation_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Start anew."""
+        self._pictures = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw what is still wanted."""
+        assert isinstance(pl_module, DetectionTask)
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            for image in range(min(len(batch), self.num - len(self._pictures))):
+                names = pl_module.model.class_names
+                self._pictures.append(
+                    _picture(batch, outputs["detections"], image, names, self.min_score)
+                )
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Write and log the pictures."""
+        if not self._pictures:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(self._pictures):
+            save(picture, self.folder / f"val_{number:02d}.png")
+            for logger in trainer.loggers:
+                name, step = f"val/picture_{number:02d}", trainer.global_step
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, picture, step)
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(name, [picture.permute(1, 2, 0).numpy()], step)
+
+
+def _picture(
+    batch: Batch, detections: Detections, image: int, class_names: list[str], min_score: float
+) -> Tensor:
+    """Ground truth on the left, predictions on the right: (3, h, 2 w + gap) uint8."""
+    width, height = (int(side) for side in batch.windows[image, 2:].tolist())
+    pixels = batch.images[image, :, :height, :width].cpu()
+    found = (detections.scores[image] >= min_score) & (detections.labels[image] > 0)
+    pred_boxes, pred_masks = detections.boxes[image, found].cpu(), None
+    if detections.masks is not None:
+        masks = detections.masks[image, found].cpu()
+        pred_masks = paste_masks(masks, pred_boxes, (height, width))
+    assert batch.targets is not None
+    real = batch.targets.trainable[image]
+    gt_boxes, gt_masks = batch.targets.boxes[image, real].cpu(), None
+    if batch.targets.masks is not None and batch.targets.mask_frames is not None:
+        masks, frames = batch.targets.masks[image, real], batch.targets.mask_frames[image, real]
+        gt_masks = paste_masks(masks.float().cpu(), frames.cpu(), (height, width))
+    truth = draw(
+        pixels,
+        boxes=gt_boxes,
+        labels=batch.targets.labels[image, real],
+        class_names=class_names,
+        masks=gt_masks,
+    )
+    prediction = draw(
+        pixels,
+        boxes=pred_boxes,
+        labels=detections.labels[image, found],
+        class_names=class_names,
+        scores=detections.scores[image, found],
+        masks=pred_masks,
+    )
+    return side_by_side(truth, prediction)

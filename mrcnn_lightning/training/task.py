@@ -1,0 +1,238 @@
+"""The LightningModule: what happens in a step of training, validation, test and prediction."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
+from mrcnn_lightning.evaluation.coco import COCOMetric
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.models.weights import SPEC_KEY, load_detector
+from mrcnn_lightning.ops.results import per_image
+from mrcnn_lightning.structures import Batch, Detections, ImageDetections
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, backbone_lr_factor: float
+) -> list[dict[str, Any]]:
+    """Named groups for an optimizer: norms and biases do not decay, the backbone has its own rate.
+
+    Args:
+        model: a detector.
+        lr: of all but the backbone.
+        weight_decay: of matrices and convolutions.
+        backbone_lr_factor: the backbone's part of `lr`.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_backbone, decays = name.startswith("backbone."), parameter.dim() > 1
+        group = f"{'backbone' if in_backbone else 'heads'}{'' if decays else '_no_decay'}"
+        groups.setdefault(
+            group,
+            {
+                "name": group,
+                "params": [],
+                "lr": lr * (backbone_lr_factor if in_backbone else 1.0),
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )["params"].append(parameter)
+    return list(groups.values())
+
+
+class DetectionTask(lightning.LightningModule):
+    """Trains and evaluates a detector.
+
+    Args:
+        class_names: of the classes 1..K.
+        category_ids: the annotation file's ids of these classes.
+        spec: what a checkpoint carries so that its model can be rebuilt, plain values only.
+        model: makes the detector from the class names.
+        weights: to start from (see `load_detector`), or None.
+        optimizer: makes the optimizer from parameter groups; its `lr` must be bound.
+        scheduler: makes the schedule from the optimizer and `total_steps`.
+        backbone_lr_factor: the backbone's part of the learning rate.
+        val_losses: whether losses are computed in validation too.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        spec: dict[str, Any],
+        model: Callable[..., Detector],
+        weights: str | None,
+        optimizer: "partial[Optimizer]",
+        scheduler: Callable[..., Any],
+        backbone_lr_factor: float,
+        val_losses: bool,
+    ) -> None:
+        super().__init__()
+        self.category_ids = list(category_ids)
+        self.spec = spec
+        self.model = model(class_names=class_names)
+        if weights is not None:
+            load_detector(self.model, weights)
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.backbone_lr_factor = backbone_lr_factor
+        self.val_losses = val_losses
+        self.results: dict[str, float] = {}  # of the last evaluation
+        self.scored_at: int | None = None  # after how many steps that was
+
+    def setup(self, stage: str) -> None:
+        """Make the metric of the split that this stage evaluates.
+
+        Raises:
+            ValueError: the model wants masks and the data has none.
+        """
+        data: COCODataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        has_masks = self.model.mask_head is not None
+        for split in SPLITS_OF_STAGE[stage] if stage != "predict" else ():
+            if has_masks and not (data.annotations[split].has_masks and data.mini_mask_size):
+                raise ValueError(
+                    f"the model has a mask head, but data.{split}_json={data.files[split][1]} has "
+                    "objects without segmentation, or data.mini_mask_size is null: set "
+                    "model=faster_rcnn to train on boxes alone"
+                )
+        split = SPLITS_OF_STAGE[stage][-1]
+        self.metric = COCOMetric(
+            data.files[split][1] if stage != "predict" else None,
+            category_ids=self.category_ids,
+            class_names=self.model.class_names,
+            has_masks=has_masks,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule, stepped at every optimizer step."""
+        settings = self.make_optimizer.keywords
+        groups = parameter_groups(
+            self.model,
+            lr=settings["lr"],
+            weight_decay=settings.get("weight_decay", 0.0),
+            backbone_lr_factor=self.backbone_lr_factor,
+        )
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        optimizer = self.make_optimizer(groups)
+        scheduler = self.make_scheduler(optimizer, total_steps=int(total_steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the losses.
+
+        Raises:
+            ValueError: it is no longer finite.
+        """
+        losses = self.model.loss(batch)
+        total = torch.stack(list(losses.values())).sum()
+        log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if batch_idx % log_every == 0 and not torch.isfinite(total):
+            values = {name: value.item() for name, value in losses.items()}
+            raise ValueError(
+                f"the loss is not finite at step {self.global_step}: {values}; lower optimizer.lr "
+                "or set trainer.gradient_clip_val"
+            )
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
+        self.log_dict(
+            {f"train/{name}": value for name, value in losses.items()},
+            prog_bar=True,
+            batch_size=len(batch),
+        )
+        return total
+
+    def _evaluate(self, batch: Batch, split: str) -> Detections:
+        features = self.model.features(batch)
+        if self.val_losses:
+            losses = self.model.loss(batch, features)
+            losses["loss"] = torch.stack(list(losses.values())).sum()
+            self.log_dict(
+                {f"{split}/{name}": value for name, value in losses.items()},
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(batch),
+                sync_dist=True,
+            )
+        detections = self.model.predict(batch, features)
+        self.metric.update(per_image(detections, batch))
+        return detections
+
+    def _score(self, split: str) -> None:
+        self.results = self.metric.compute()
+        self.metric.reset()
+        self.scored_at = self.global_step
+        main = "mask_ap" if self.model.mask_head is not None else "box_ap"
+        self.results["ap"] = self.results[main]
+        # All ranks have the same numbers; sync_dist only tells Lightning that this is so.
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in self.results.items()}, sync_dist=True
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
+        """`detections` of a batch, for callbacks."""
+        return {"detections": self._evaluate(batch, "val")}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log box and mask AP."""
+        self._score("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
+        """`detections` of a batch, for callbacks."""
+        return {"detections": self._evaluate(batch, "test")}
+
+    def on_test_epoch_end(self) -> None:
+        """Log box and mask AP, and keep the detections."""
+        self._write_results()
+        self._score("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[ImageDetections]:
+        """What is in the images of a batch."""
+        found = per_image(self.model.predict(batch), batch)
+        self.metric.update(found)
+        return found
+
+    def on_predict_epoch_end(self) -> None:
+        """Keep the detections of all ranks."""
+        self._write_results()
+        self.metric.reset()
+
+    def _write_results(self) -> None:
+        results = self.metric.results()
+        if self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir, "predictions.json")
+            path.write_text(json.dumps(results))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put in what it takes to rebuild the model."""
+        checkpoint[SPEC_KEY] = self.spec
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the classes before anything is loaded.
+
+        Raises:
+            ValueError: it was trained on other classes.
+        """
+        names = checkpoint[SPEC_KEY]["class_names"]
+        if names != self.model.class_names:
+            raise ValueError(
+                f"ckpt_path was trained on the {len(names)} classes {_some(names)}, the data has "
+                f"the {len(self.model.class_names)} classes {_some(self.model.class_names)}: give "
+                "its own data, or start a new training from it with weights=FILE"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

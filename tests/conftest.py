@@ -1,0 +1,180 @@
+"""What several tests need: models built from the configuration, data sets, batches."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mrcnn_lightning.data.shapes import generate_shapes
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.run import CONF, main
+from mrcnn_lightning.structures import Batch, Targets
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)  # small tensors; several test processes share the cores
+os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def shared(path: str) -> Path:
+    """A file of the real data that lies beside the project in its workplace, or a skip."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"real data is not here: {SHARED / path}")
+    return SHARED / path
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration of a command line."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=[*overrides, "run_dir=unused"])
+
+
+def build_model(*overrides: str, class_names: list[str] | None = None) -> Detector:
+    """A model as the command line composes it, with random weights."""
+    cfg = compose("backbone.weights=null", *overrides)
+    config = OmegaConf.to_container(cfg.model, resolve=True)
+    make: Callable[..., Detector] = hydra.utils.instantiate(config, _convert_="all")
+    return make(class_names=class_names or ["disc", "box", "triangle"])
+
+
+def make_batch(
+    sizes: list[tuple[int, int]],
+    boxes: list[list[list[float]]],
+    labels: list[list[int]],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """Noise images of some sizes on one canvas, with objects whose masks are full-size ellipses."""
+    generator = torch.Generator().manual_seed(seed)
+    height = -(-max(size[0] for size in sizes) // 32) * 32
+    width = -(-max(size[1] for size in sizes) // 32) * 32
+    images = torch.zeros(len(sizes), 3, height, width, dtype=torch.uint8)
+    for image, (h, w) in zip(images, sizes, strict=True):
+        image[:, :h, :w] = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
+    most = max(1, *(len(objects) for objects in boxes))
+    gt_boxes = torch.zeros(len(sizes), most, 4, dtype=dtype)
+    gt_labels = torch.zeros(len(sizes), most, dtype=torch.int64)
+    masks = torch.zeros(len(sizes), most, height, width, dtype=torch.uint8)
+    y = torch.arange(height)[:, None] + 0.5
+    x = torch.arange(width) + 0.5
+    for i, objects in enumerate(boxes):
+        for g, (x1, y1, x2, y2) in enumerate(objects):
+            gt_boxes[i, g] = torch.tensor([x1, y1, x2, y2])
+            gt_labels[i, g] = labels[i][g]
+            dx, dy = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
+            masks[i, g] = dx**2 + dy**2 <= 1
+    frames = torch.tensor([0, 0, width, height], dtype=dtype).expand(len(sizes), most, 4)
+    return Batch(
+        images=images,
+        image_ids=torch.arange(len(sizes)),
+        windows=torch.tensor([[0.0, 0.0, w, h] for h, w in sizes], dtype=dtype),
+        scales=torch.ones(len(sizes), 2, dtype=torch.float64),
+        original_sizes=torch.tensor(sizes),
+        keys=torch.arange(len(sizes)) + 1000 * seed,
+        targets=Targets(
+            boxes=gt_boxes,
+            labels=gt_labels,
+            crowd=torch.zeros(len(sizes), most, dtype=torch.bool),
+            masks=masks,
+            mask_frames=frames.clone(),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated set."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    generate_shapes(root=str(root), num_train=24, num_val=10, image_size=64, max_objects=4, seed=0)
+    return root
+
+
+@pytest.fixture
+def tiny(shapes_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides of a run that takes a second: the small set, a small model."""
+
+    def overrides(*more: Any) -> list[str]:
+        return [
+            "experiment=shapes",
+            f"data_root={shapes_root}",
+            f"data.cache_dir={tmp_path}/cache",
+            "data.prepare=null",
+            "data.min_size=64",
+            "data.max_size=64",
+            "backbone.width=8",
+            "model.neck.out_channels=16",
+            "model.box_head.hidden=32",
+            "model.rpn.anchors.sizes=[[8],[16],[32],[48],[64]]",
+            "model.roi_sampler.num=16",
+            *more,
+        ]
+
+    return overrides
+
+
+def command(*arguments: str, cwd: Path, wait: bool = True) -> "subprocess.Popen[str]":
+    """`python train.py ...` as a user starts it, its output caught."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if wait:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-2000:]
+    return process
+
+
+@pytest.fixture
+def run_main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """`python train.py ...` in this process: exit status, and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return status, out + err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a short training that finds something."""
+    folder = tmp_path_factory.mktemp("run")
+    command(
+        "experiment=shapes",
+        f"data_root={shapes_root}",
+        "data.prepare=null",
+        f"data.cache_dir={folder}/cache",
+        "data.min_size=64",
+        "data.max_size=64",
+        "backbone.width=16",
+        "trainer.max_epochs=15",
+        "trainer.check_val_every_n_epoch=15",
+        "callbacks.pictures=null",
+        f"hydra.run.dir={folder}",
+        cwd=folder,
+    )
+    return folder / "checkpoints" / "last.ckpt"

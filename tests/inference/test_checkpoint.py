@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mrcnn_lightning.inference.checkpoint import load_checkpoint, require_own_parts
+
+
+def test_a_checkpoint_is_all_it_takes(checkpoint: Path) -> None:
+    model, spec = load_checkpoint(checkpoint)
+    assert not model.training and model.class_names == ["disc", "box", "triangle"]
+    assert spec["category_ids"] == [3, 7, 12] and spec["min_size"] == spec["max_size"] == 64
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[f"model.{key}"])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.hub.load",
+        "mrcnn_lightning.models.backbones.torchvision.models.resnet18",
+        "mrcnn_lightning.models.backbones.load_backbone",
+        "mrcnn_lightning.models.backbones._resnet_stage",
+        "mrcnn_lightning.models.weights.read_file",
+        "mrcnn_lightning.run.main",
+        "mrcnn_lightning.data.shapes.generate_shapes",
+        "mrcnn_lightning.models.detector.nn.Module",
+        "mrcnn_lightning.models.detector.",
+        "Detector",
+        "",
+    ],
+)
+def test_other_targets_are_refused(checkpoint: Path, tmp_path: Path, target: str) -> None:
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    content["mrcnn_lightning"]["model"]["rpn"]["anchors"]["_target_"] = target
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="is no part of mrcnn_lightning.models, and is not run"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_targets_in_lists_are_looked_at() -> None:
+    with pytest.raises(ValueError, match="names os.system"):
+        require_own_parts({"parts": [{"deep": [{"_target_": "os.system"}]}]})
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other.ckpt is no checkpoint of this project"):
+        load_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="no such file"):
+        load_checkpoint(tmp_path / "missing.ckpt")

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from hydra.errors import InstantiationException
+
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.structures import Batch, Detections
+from tests.conftest import build_model, make_batch
+
+LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"]
+SMALL = [
+    "experiment=shapes",
+    "backbone.width=16",
+    "model.neck.out_channels=32",
+    "model.box_head.hidden=64",
+]
+
+
+@pytest.fixture
+def model() -> Detector:
+    torch.manual_seed(0)
+    model = build_model(*SMALL, "model.box_head.selector.min_score=0.01")
+    torch.nn.init.normal_(model.box_head.classifier.weight, std=0.1)
+    return model
+
+
+def one_image(seed: int = 0, size: tuple[int, int] = (96, 128)) -> Batch:
+    boxes = [[[10.0, 12, 60, 70], [50, 30, 120, 90]]]
+    return make_batch([size], boxes, [[1, 3]], seed=seed)
+
+
+def total(model: Detector, batch: Batch) -> torch.Tensor:
+    return torch.stack(list(model.loss(batch).values())).sum()
+
+
+def test_all_five_losses_reach_all_parameters(model: Detector) -> None:
+    losses = model.loss(one_image())
+    assert list(losses) == LOSSES
+    assert all(loss.shape == () and loss > 0 for loss in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", ["no objects", "crowds only", "one object", "one pixel"])
+def test_unusual_images_keep_every_loss_connected(model: Detector, kind: str) -> None:
+    boxes = {"no objects": [[]], "one pixel": [[[5.0, 5, 6, 6]]]}.get(kind, [[[10.0, 12, 60, 70]]])
+    batch = make_batch([(96, 128)], boxes, [[2] * len(boxes[0])])
+    assert batch.targets is not None
+    batch.targets.crowd |= kind == "crowds only"
+    losses = model.loss(batch)
+    assert list(losses) == LOSSES and all(loss.isfinite() for loss in losses.values())
+    if kind in ("no objects", "crowds only"):
+        assert losses["loss_mask"] == losses["loss_box_reg"] == losses["loss_rpn_box_reg"] == 0
+    else:
+        assert losses["loss_mask"] > 0
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_faster_rcnn_is_the_same_without_masks() -> None:
+    model = build_model("model=faster_rcnn", *SMALL)
+    losses = model.loss(one_image())
+    assert list(losses) == LOSSES[:-1]
+    assert model.eval().predict(one_image()).masks is None
+
+
+def test_a_batch_of_two_is_two_batches_of_one(model: Detector) -> None:
+    model.eval()
+    first, second = one_image(0), one_image(1, (90, 128))
+    both = make_batch([(96, 128), (90, 128)], [[], []], [[], []])
+    both.images = torch.cat([first.images, second.images])
+    together = model.predict(both)
+    for image, batch in enumerate((first, second)):
+        alone = model.predict(batch)
+        assert alone.labels[0].count_nonzero() > 5
+        assert torch.equal(alone.labels[0], together.labels[image])
+        torch.testing.assert_close(alone.boxes[0], together.boxes[image], rtol=0, atol=1e-3)
+        torch.testing.assert_close(alone.scores[0], together.scores[image], rtol=0, atol=1e-5)
+
+
+def test_sampling_is_keyed_by_the_image_alone(model: Detector) -> None:
+    batch = one_image()
+    first = model.loss(batch)
+    torch.manual_seed(12345)
+    again = model.loss(batch)
+    assert all(torch.equal(first[name], again[name]) for name in LOSSES)
+    batch.keys = batch.keys + 1
+    assert not torch.equal(model.loss(batch)["loss_objectness"], first["loss_objectness"])
+
+
+def test_bfloat16_losses_are_within_two_percent_of_float32(model: Detector) -> None:
+    batch = one_image()
+    torch.nn.init.normal_(model.box_head.classifier.weight, std=0.01)
+    model.eval()  # fixed batch-norm statistics: the same function in both precisions
+    expected = model.loss(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.loss(batch)
+    for name in LOSSES:
+        assert losses[name].dtype == torch.float32
+        assert (losses[name] / expected[name] - 1).abs() < 0.02, name
+
+
+def test_what_is_padded_does_not_matter(model: Detector) -> None:
+    """Pixels outside the image, whatever they hold, are replaced after normalisation."""
+    batch = one_image(size=(80, 100))
+    expected = model.normalize(batch)
+    assert not expected[:, :, 80:].any() and not expected[:, :, :, 100:].any()
+    batch.images[:, :, 80:] = 77
+    assert torch.equal(model.normalize(batch), expected)
+    model.pad_value = -1.5
+    assert (model.normalize(batch)[:, :, 80:] == -1.5).all()
+
+
+def test_detections_are_sorted_padded_and_inside_the_image(model: Detector) -> None:
+    batch = one_image(size=(80, 100))
+    found: Detections = model.eval().predict(batch)
+    assert found.masks is not None
+    assert found.boxes.shape == (1, 100, 4) and found.masks.shape == (1, 100, 28, 28)
+    num = int(found.labels.count_nonzero())
+    assert num > 5 and (found.labels[0, num:] == 0).all() and (found.scores[0, num:] == 0).all()
+    assert (found.scores[0, :-1] >= found.scores[0, 1:]).all()
+    assert found.boxes[0, :, 0::2].max() <= 100 and found.boxes[0, :, 1::2].max() <= 80
+    assert found.masks[0, :num].min() > 0 and not found.masks[0, num:].any()
+
+
+def test_anchor_levels_must_fit_the_neck() -> None:
+    with pytest.raises(ValueError, match="anchors.sizes has 2 levels, but the neck gives 5"):
+        build_model("model.rpn.anchors.sizes=[[8],[16]]", *SMALL[1:])
+    with pytest.raises(InstantiationException, match="every level needs as many sizes"):
+        build_model("model.rpn.anchors.sizes=[[8],[16,20]]", *SMALL[1:])

@@ -1,0 +1,321 @@
+"""Our Mask R-CNN against torchvision's, with the same weights and the same input.
+
+In float64 each stage is fed with the peer's own input and must agree to 1e-9. In float32 the whole
+is compared end to end, as sets: near-ties at the edge of a top-k make single proposals differ even
+between torchvision and itself.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import FrozenBatchNorm2d
+
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.models.rpn import RPNOutput
+from mrcnn_lightning.models.weights import load_detector
+from mrcnn_lightning.ops.masks import paste_masks
+from mrcnn_lightning.structures import Batch, Detections
+from tests.conftest import build_model, make_batch
+
+NUM_CLASSES = 7
+SIZES = [(120, 160), (160, 102)]
+CANVAS = (160, 160)
+BOXES = [
+    [[10.0, 20.0, 80.5, 90.0], [60.0, 40.0, 159.0, 119.0], [5.0, 80.0, 35.0, 110.25]],
+    [[10.0, 12.0, 100.0, 150.0], [40.0, 60.0, 70.0, 91.0]],
+]
+LABELS = [[1, 2, 7], [3, 2]]
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
+
+
+@pytest.fixture(scope="module")
+def peer() -> Any:
+    """What `maskrcnn_resnet50_fpn` builds, with frozen batch norm that is not trivial."""
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    model = torchvision.models.detection.MaskRCNN(
+        backbone, NUM_CLASSES + 1, box_detections_per_img=60
+    )
+    model.transform.resize = lambda image, target: (image, target)
+    for layer in model.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            layer.weight.uniform_(0.4, 0.8)
+            layer.bias.normal_(0, 0.1)
+    # The same constants to the last bit: ours are float32, torchvision's Python floats.
+    means, stds = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]).double()
+    model.transform.image_mean, model.transform.image_std = means / 255, stds / 255
+    model.eval()
+    spread_outputs(model)
+    return model
+
+
+@torch.no_grad()
+def spread_outputs(model: Any) -> None:
+    """Scale the last layers so that there are many different proposals and detections."""
+    wanted = {
+        model.rpn.head.cls_logits: 2.0,
+        model.rpn.head.bbox_pred: 0.3,
+        model.roi_heads.box_predictor.cls_score: 1.5,
+        model.roi_heads.box_predictor.bbox_pred: 1.0,
+        model.roi_heads.mask_predictor.mask_fcn_logits: 2.0,
+    }
+    for layer, spread in wanted.items():
+        seen: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda _, __, output: seen.append(output))  # noqa: B023
+        model(peer_images(make_batch(SIZES, BOXES, LABELS), torch.float32))
+        hook.remove()
+        if seen[0].numel():
+            layer.weight *= spread / seen[0].std()
+
+
+@pytest.fixture(scope="module")
+def ours(peer: Any, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    path = tmp_path_factory.mktemp("weights") / "torchvision.pth"
+    torch.save(peer.state_dict(), path)
+    model = build_model(
+        "model.roi_sampler.positive_fraction=0.25",
+        "model.roi_sampler.num=64",
+        "model.box_head.selector.num=60",
+        class_names=[f"class {k}" for k in range(NUM_CLASSES)],
+    )
+    load_detector(model, str(path))
+    return model.eval()
+
+
+@pytest.fixture
+def double(peer: Any, ours: Detector) -> Iterator[tuple[Any, Detector]]:
+    yield peer.double(), ours.double()
+    peer.float()
+    ours.float()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return make_batch(SIZES, BOXES, LABELS, dtype=torch.float64)
+
+
+def peer_images(batch: Batch, dtype: torch.dtype) -> list[Tensor]:
+    pixels = batch.images.to(dtype) / 255
+    return [image[:, :h, :w] for image, (h, w) in zip(pixels, SIZES, strict=True)]
+
+
+def peer_targets(batch: Batch, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    assert batch.targets is not None and batch.targets.masks is not None
+    targets = []
+    for i, (h, w) in enumerate(SIZES):
+        real = batch.targets.labels[i] > 0
+        targets.append(
+            {
+                "boxes": batch.targets.boxes[i, real].to(dtype),
+                "labels": batch.targets.labels[i, real],
+                "masks": batch.targets.masks[i, real, :h, :w],
+            }
+        )
+    return targets
+
+
+def pyramid(peer: Any, images: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    canvas, _ = peer.transform(images)
+    return canvas, list(peer.backbone(canvas.tensors).values())
+
+
+def test_features(double: tuple[Any, Detector], batch: Batch) -> None:
+    peer, ours = double
+    canvas, features = pyramid(peer, peer_images(batch, torch.float64))
+    assert relative(ours.normalize(batch), canvas.tensors) < 1e-9
+    for our_level, level in zip(ours.features(batch), features, strict=True):
+        assert relative(our_level, level) < 1e-9
+
+
+def test_proposals(double: tuple[Any, Detector], batch: Batch) -> None:
+    peer, ours = double
+    canvas, features = pyramid(peer, peer_images(batch, torch.float64))
+    named = dict(enumerate(features))
+    theirs, _ = peer.rpn(canvas, named)
+    output = ours.rpn(features, CANVAS)
+    proposals, valid = ours.rpn.propose(output, batch, training=False)
+    for image, expected in enumerate(theirs):
+        assert valid[image].sum() == len(expected) > 100
+        assert relative(proposals[image, valid[image]], expected) < 1e-9
+
+
+def test_detections(double: tuple[Any, Detector], batch: Batch) -> None:
+    peer, ours = double
+    canvas, features = pyramid(peer, peer_images(batch, torch.float64))
+    named = {str(level): feature for level, feature in enumerate(features[:4])} | {
+        "pool": features[4]
+    }
+    proposals, _ = peer.rpn(canvas, named)
+    theirs, _ = peer.roi_heads(named, proposals, canvas.image_sizes)
+    assert min(len(found["boxes"]) for found in theirs) >= 50
+
+    most = max(len(boxes) for boxes in proposals)
+    padded = torch.zeros(len(SIZES), most, 4, dtype=torch.float64)
+    valid = torch.zeros(len(SIZES), most, dtype=torch.bool)
+    for image, boxes in enumerate(proposals):
+        padded[image, : len(boxes)], valid[image, : len(boxes)] = boxes, True
+    found = ours.box_head.predict(features, padded, valid, batch.windows)
+    assert ours.mask_head is not None
+    masks = ours.mask_head.predict(features, found)
+    for image, expected in enumerate(theirs):
+        there = found.labels[image] > 0
+        assert torch.equal(found.labels[image, there], expected["labels"])
+        assert relative(found.boxes[image, there], expected["boxes"]) < 1e-9
+        assert relative(found.scores[image, there], expected["scores"]) < 1e-9
+        assert relative(masks[image, there], expected["masks"][:, 0]) < 1e-9
+
+
+def losses_of_peer(
+    peer: Any, batch: Batch, output: RPNOutput, ours: Detector
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """torchvision's losses for the anchors and RoIs that we sample."""
+    targets = peer_targets(batch, torch.float64)
+    canvas, features = pyramid(peer, peer_images(batch, torch.float64))
+    named = {str(level): feature for level, feature in enumerate(features[:4])} | {
+        "pool": features[4]
+    }
+    rpn: RegionProposalNetwork = peer.rpn
+    objectness, deltas = rpn.head(features)
+    anchors = rpn.anchor_generator(canvas, features)
+    objectness, deltas = torchvision.models.detection.rpn.concat_box_prediction_layers(
+        objectness, deltas
+    )
+    labels, matched = rpn.assign_targets_to_anchors(anchors, targets)
+    labels = [label.double() for label in labels]  # or torchvision's loss falls back to float32
+    goals = rpn.box_coder.encode(matched, anchors)
+    sampled, _ = ours.rpn.sampler(output.anchors, batch.targets, batch.keys)
+
+    def same_anchors(_: Any) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = [], []
+        for image in range(len(batch)):
+            masks = torch.zeros(2, len(anchors[0]), dtype=torch.uint8)
+            masks[0, sampled.indices[image, sampled.positive[image]]] = 1
+            masks[1, sampled.indices[image, sampled.valid[image] & ~sampled.positive[image]]] = 1
+            assert (labels[image][masks[0] > 0] == 1).all()
+            assert (labels[image][masks[1] > 0] == 0).all()
+            positive.append(masks[0])
+            negative.append(masks[1])
+        return positive, negative
+
+    rpn.fg_bg_sampler = same_anchors
+    loss_objectness, loss_rpn_box_reg = rpn.compute_loss(objectness, deltas, labels, goals)
+
+    heads: RoIHeads = peer.roi_heads
+    proposals, valid = ours.rpn.propose(output, batch, training=True)
+    rois = ours.roi_sampler(proposals, valid, batch.targets, batch.keys)
+    pool = heads.add_gt_proposals(
+        [proposals[i, valid[i]] for i in range(len(batch))], [t["boxes"] for t in targets]
+    )
+    matched_objects, roi_labels = heads.assign_targets_to_proposals(
+        pool, [t["boxes"] for t in targets], [t["labels"] for t in targets]
+    )
+    boxes, chosen_labels, chosen_objects, chosen_goals = [], [], [], []
+    for i in range(len(batch)):
+        # Our sample's places in torchvision's list of proposals.
+        index = (rois.boxes[i, rois.valid[i], None] == pool[i]).all(-1).int().argmax(1)
+        boxes.append(pool[i][index])
+        assert torch.equal(boxes[-1], rois.boxes[i, rois.valid[i]])
+        chosen_labels.append(roi_labels[i][index])
+        assert torch.equal(chosen_labels[-1], rois.labels[i, rois.valid[i]])
+        chosen_objects.append(matched_objects[i][index])
+        chosen_goals.append(
+            heads.box_coder.encode([targets[i]["boxes"][chosen_objects[-1]]], [boxes[-1]])[0]
+        )
+    pooled = heads.box_head(heads.box_roi_pool(named, boxes, canvas.image_sizes))
+    loss_classifier, loss_box_reg = fastrcnn_loss(
+        *heads.box_predictor(pooled), chosen_labels, chosen_goals
+    )
+    positive = [torch.nonzero(label > 0)[:, 0] for label in chosen_labels]
+    positive_boxes = [box[index] for box, index in zip(boxes, positive, strict=True)]
+    pooled = heads.mask_roi_pool(named, positive_boxes, canvas.image_sizes)
+    loss_mask = maskrcnn_loss(
+        heads.mask_predictor(heads.mask_head(pooled)),
+        positive_boxes,
+        [t["masks"] for t in targets],
+        [t["labels"] for t in targets],
+        [objects[index] for objects, index in zip(chosen_objects, positive, strict=True)],
+    )
+    losses = {
+        "loss_objectness": loss_objectness,
+        "loss_rpn_box_reg": loss_rpn_box_reg,
+        "loss_classifier": loss_classifier,
+        "loss_box_reg": loss_box_reg,
+        "loss_mask": loss_mask,
+    }
+    return losses, features
+
+
+def test_losses_and_gradients(double: tuple[Any, Detector], batch: Batch) -> None:
+    peer, ours = double
+    assert batch.targets is not None and batch.targets.mask_frames is not None
+    # torchvision cuts its mask targets half a pixel off (RoIAlign with aligned=False).
+    batch.targets.mask_frames -= 0.5
+    features = ours.features(batch)
+    output = ours.rpn(features, CANVAS)
+    expected, _ = losses_of_peer(peer, batch, output, ours)
+    losses = ours.loss(batch)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert expected[name] > 1e-4
+        assert relative(loss, expected[name]) < 1e-9, name
+
+    torch.stack(list(expected.values())).sum().backward()
+    torch.stack(list(losses.values())).sum().backward()
+    pairs = {
+        "backbone.body.layer2.0.conv1.weight": peer.backbone.body.layer2[0].conv1.weight,
+        "backbone.body.layer4.2.conv3.weight": peer.backbone.body.layer4[2].conv3.weight,
+        "neck.pyramid.inner_blocks.0.0.weight": peer.backbone.fpn.inner_blocks[0][0].weight,
+        "neck.pyramid.layer_blocks.3.0.bias": peer.backbone.fpn.layer_blocks[3][0].bias,
+        "rpn.conv.weight": peer.rpn.head.conv[0][0].weight,
+        "rpn.deltas.weight": peer.rpn.head.bbox_pred.weight,
+        "box_head.fc1.weight": peer.roi_heads.box_head.fc6.weight,
+        "box_head.classifier.weight": peer.roi_heads.box_predictor.cls_score.weight,
+        "mask_head.convs.0.weight": peer.roi_heads.mask_head[0][0].weight,
+        "mask_head.deconv.weight": peer.roi_heads.mask_predictor.conv5_mask.weight,
+    }
+    for name, parameter in pairs.items():
+        assert relative(ours.get_parameter(name).grad, parameter.grad) < 1e-9, name
+    trained = sum(parameter.grad is not None for parameter in ours.parameters())
+    assert trained == sum(parameter.grad is not None for parameter in peer.parameters())
+    peer.zero_grad()
+    ours.zero_grad()
+
+
+def test_float32_end_to_end(peer: Any, ours: Detector) -> None:
+    batch = make_batch(SIZES, BOXES, LABELS)
+    with torch.no_grad():
+        theirs = peer(peer_images(batch, torch.float32))
+    found: Detections = ours.predict(batch)
+    left_over, total = 0, 0
+    for image, expected in enumerate(theirs):
+        assert len(expected["boxes"]) >= 50
+        total += len(expected["boxes"])
+        there = found.labels[image] > 0
+        boxes, scores = found.boxes[image, there], found.scores[image, there]
+        distance = (expected["boxes"][:, None] - boxes).abs().amax(-1)
+        close = (distance < 1e-2) & ((expected["scores"][:, None] - scores).abs() < 1e-5)
+        close &= expected["labels"][:, None] == found.labels[image, there]
+        assert close.any(0).sum() <= close.any(1).sum() + 2
+        left_over += int((~close.any(1)).sum())
+        assert found.masks is not None
+        pasted = paste_masks(found.masks[image, there], boxes, SIZES[image])
+        pairs = torch.nonzero(close & (close.cumsum(1) == 1))
+        theirs_pasted = expected["masks"][pairs[:, 0], 0] > 0.5
+        differing = (pasted[pairs[:, 1]] != theirs_pasted).sum()
+        assert differing <= 1e-4 * theirs_pasted.sum()
+    print(f"{left_over} of {total} detections left over")
+    assert left_over <= 2

@@ -1,0 +1,119 @@
+"""Every yaml composes, and its keys are the arguments of what it names."""
+
+import inspect
+import itertools
+from typing import Any
+
+import hydra
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from mrcnn_lightning.run import CONF
+from tests.conftest import compose
+
+# Arguments that a part gets from whoever completes it.
+COMPLETED = {
+    "FPN": {"in_channels", "strides"},
+    "RPN": {"in_channels"},
+    "RoIAlign": {"strides"},
+    "BoxHead": {"in_channels", "strides", "num_classes"},
+    "MaskHead": {"in_channels", "strides", "num_classes"},
+    "Detector": {"class_names"},
+    "DetectionTask": {"class_names", "category_ids", "spec"},
+    "multistep": {"optimizer", "total_steps"},
+    "cosine": {"optimizer", "total_steps"},
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+CHOICES = [
+    *(f"backbone={name}" for name in options("backbone")),
+    *(f"model={name}" for name in options("model")),
+    *(f"data={name}" for name in options("data")),
+    *(f"optimizer={name}" for name in options("optimizer")),
+    *(f"scheduler={name}" for name in options("scheduler")),
+    *(f"trainer={name}" for name in options("trainer")),
+    *(f"callbacks={name}" for name in options("callbacks")),
+    *(f"logger={name}" for name in options("logger")),
+    *(f"experiment={name}" for name in options("experiment")),
+]
+
+
+def nodes(config: Any) -> Any:
+    """All dictionaries with a `_target_`, wherever they are."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in config.values():
+            yield from nodes(value)
+    if isinstance(config, list):
+        for value in config:
+            yield from nodes(value)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_keys_are_the_arguments(choice: str) -> None:
+    config = OmegaConf.to_container(compose(choice), resolve=True)
+    for node in nodes(config):
+        target = get_object(node["_target_"])
+        arguments = inspect.signature(target).parameters
+        keys = set(node) - {"_target_", "_partial_"}
+        if node["_target_"].startswith("mrcnn_lightning"):
+            name = node["_target_"].rpartition(".")[2]
+            assert keys == set(arguments) - COMPLETED.get(name, set()), node["_target_"]
+        else:
+            assert keys <= set(arguments), node["_target_"]
+
+
+def test_every_group_was_looked_at() -> None:
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    looked_at = {choice.partition("=")[0] for choice in CHOICES}
+    assert groups - looked_at <= {"hparams_search", "launcher", "local"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "model"), list(itertools.product(options("backbone"), options("model")))
+)
+def test_every_backbone_goes_with_every_model(backbone: str, model: str) -> None:
+    config = compose(f"backbone={backbone}", f"model={model}", "backbone.weights=null").model
+    make = hydra.utils.instantiate(config, _convert_="all")
+    built = make(class_names=["a", "b"])
+    assert (built.mask_head is None) == (model == "faster_rcnn")
+
+
+def test_an_experiment_goes_with_another_model_and_backbone() -> None:
+    cfg = compose("experiment=shapes", "model=faster_rcnn", "backbone=resnet34")
+    assert cfg.model.mask_head is None and cfg.backbone.depth == 34 and cfg.backbone.width == 24
+
+
+def test_items_of_lists_can_be_overridden() -> None:
+    cfg = compose("data.train_transforms.0.min_size=[640]")
+    assert cfg.data.train_transforms[0].min_size == [640]
+
+
+def test_published_recipes_sample_a_quarter_of_positives() -> None:
+    assert compose().model.roi_sampler.positive_fraction == 0.33
+    for experiment in options("experiment"):
+        if "fpn" in experiment:
+            cfg = compose(f"experiment={experiment}")
+            assert cfg.model.roi_sampler.positive_fraction == 0.25
+            assert cfg.data.batch_size == 16 and cfg.optimizer.lr == 0.02
+            assert cfg.trainer.max_steps == (270000 if "3x" in experiment else 90000)
+
+
+def test_the_search_sweeps_the_learning_rate() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", ["hparams_search=lr"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    assert "optimizer.lr" in cfg.hydra.sweeper.params
+
+
+def test_experiments_say_their_command_first() -> None:
+    for file in (CONF / "experiment").glob("*.yaml"):
+        lines = file.read_text().splitlines()
+        assert lines[0] == "# @package _global_"
+        assert lines[1].startswith(f"# python train.py experiment={file.stem}")

@@ -1,0 +1,174 @@
+"""A run as its user sees it, above all when something is wrong: one sentence, and what to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from tests.conftest import compose
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def fails(run_main: Run) -> Callable[..., str]:
+    """The one line that a failing command ends with."""
+
+    def run(*arguments: str) -> str:
+        status, output = run_main(*arguments)
+        assert status == 1 and "Traceback" not in output, output[-2000:]
+        sentence, details = output.strip().splitlines()[-2:]
+        assert details.startswith("(details: ") and details.endswith("error.txt)")
+        return sentence
+
+    return run
+
+
+def test_resnet101_on_four_devices_is_what_it_says() -> None:
+    cfg = compose("backbone=resnet101", "trainer.devices=4")
+    assert cfg.model.backbone.depth == 101 and cfg.backbone.weights == "IMAGENET1K_V1"
+    assert cfg.data.batch_size == 16 and cfg.trainer.devices == 4
+    trainer = hydra.utils.instantiate(
+        cfg.trainer, _convert_="all", accelerator="cpu", logger=False, default_root_dir="."
+    )
+    assert isinstance(trainer.strategy, DDPStrategy) and trainer.world_size == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_more_devices_than_there_are(fails: Callable[..., str]) -> None:
+    line = fails("backbone=resnet101", "trainer.devices=4")
+    assert line == (
+        "error: trainer.devices=4, but this machine has no GPU; for 4 processes on its CPU, say "
+        "trainer.accelerator=cpu"
+    )
+
+
+def test_no_coco_on_disk(fails: Callable[..., str]) -> None:
+    line = fails()
+    assert "data.train_json=data/coco/annotations/instances_train2017.json does not exist" in line
+    assert "data_root=DIR" in line and "experiment=shapes" in line
+
+
+def test_missing_image_files(
+    fails: Callable[..., str], tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    line = fails(*tiny(f"data.train_images={tmp_path}/empty"))
+    assert "24 of 24 images are missing from" in line and "000001.png, 000002.png" in line
+
+
+def test_annotations_of_unknown_categories(
+    fails: Callable[..., str], tiny: Callable[..., list[str]], shapes_root: Path, tmp_path: Path
+) -> None:
+    content = json.loads((shapes_root / "annotations" / "instances_train.json").read_text())
+    content["categories"].pop()
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    line = fails(*tiny(f"data.train_json={tmp_path}/train.json"))
+    assert "annotations name a category that the file does not list: annotation" in line
+
+
+def test_misspelt_options(run_main: Run) -> None:
+    status, output = run_main("experiment=shapes", "trainer.devcies=2")
+    assert status == 1 and "Traceback" not in output
+    assert "Could not override 'trainer.devcies'" in output
+    status, output = run_main("backbone=resnet51")
+    assert status == 1 and "Traceback" not in output
+    assert "Could not find 'backbone/resnet51'" in output and "resnet50" in output
+    status, output = run_main("experiment=shapes", "stage=fitt")
+    assert status == 1 and "stage=fitt is not one of fit, validate, test, predict" in output
+
+
+def test_options_that_a_part_does_not_have(
+    fails: Callable[..., str], tiny: Callable[..., list[str]]
+) -> None:
+    assert "unexpected keyword argument 'batchsize'" in fails(*tiny("+data.batchsize=2"))
+
+
+def test_checkpoints_that_are_not_there_or_damaged(
+    fails: Callable[..., str], tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert "no such file: nowhere.ckpt" in fails(*tiny("ckpt_path=nowhere.ckpt"))
+    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
+    assert "bad.ckpt is damaged" in fails(*tiny(f"ckpt_path={tmp_path}/bad.ckpt"))
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    assert "no checkpoint of this project" in fails(*tiny(f"ckpt_path={tmp_path}/other.ckpt"))
+
+
+def test_an_image_that_cannot_be_decoded_is_named_also_by_a_worker(
+    fails: Callable[..., str], tiny: Callable[..., list[str]], shapes_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for image in (shapes_root / "train").iterdir():
+        (folder / image.name).write_bytes(image.read_bytes()[:500])
+    for workers in (0, 1):
+        line = fails(*tiny(f"data.train_images={folder}", f"data.num_workers={workers}"))
+        assert line.startswith("error:") and "cannot read the image" in line
+
+
+def test_a_sweep_makes_a_folder_for_each_job(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    status, output = run_main(
+        "-m", *tiny("optimizer.lr=0.005,0.01", "trainer.max_steps=2", "callbacks.pictures=null")
+    )
+    assert status == 0, output[-2000:]
+    (sweep,) = (tmp_path / "runs" / "shapes").iterdir()
+    jobs = [job for job in sorted(sweep.iterdir()) if job.is_dir()]
+    assert [job.name for job in jobs] == ["0", "1"]
+    for job in jobs:
+        assert {"config.yaml", "csv", "checkpoints"} <= {path.name for path in job.iterdir()}
+        last = torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 2
+        # A run that ends within an epoch is evaluated all the same.
+        assert "val/mask_ap" in (job / "csv" / "metrics.csv").read_text()
+
+
+def test_several_devices_in_a_sweep_are_refused(
+    fails: Callable[..., str], tiny: Callable[..., list[str]]
+) -> None:
+    devices = ("trainer.accelerator=cpu", "trainer.devices=2")
+    line = fails("-m", *tiny("optimizer.lr=0.005,0.01", *devices))
+    assert "trainer.devices=2 under --multirun" in line and "launcher=slurm" in line
+
+
+def test_validate_and_predict_stages(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path, shapes_root: Path
+) -> None:
+    status, output = run_main(*tiny("trainer.max_steps=2", f"hydra.run.dir={tmp_path}/fit"))
+    assert status == 0, output[-2000:]
+    checkpoint = f"ckpt_path={tmp_path}/fit/checkpoints/last.ckpt"
+    status, output = run_main(*tiny("stage=validate", checkpoint))
+    assert status == 0 and "ap_medium" in output, output[-2000:]
+    content = json.loads((shapes_root / "annotations" / "instances_val.json").read_text())
+    del content["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    status, output = run_main(
+        *tiny(
+            "stage=predict",
+            checkpoint,
+            f"data.test_json={tmp_path}/test.json",
+            "model.box_head.selector.min_score=0.0",
+            f"hydra.run.dir={tmp_path}/predict",
+        )
+    )
+    assert status == 0, output[-2000:]
+    results = json.loads((tmp_path / "predict" / "predictions.json").read_text())
+    assert {result["category_id"] for result in results} <= {3, 7, 12}
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} == set(results[0])
+
+
+def test_fine_tuning_from_a_checkpoint_of_ours(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    status, output = run_main(*tiny("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/first"))
+    assert status == 0, output[-2000:]
+    weights = f"weights={tmp_path}/first/checkpoints/last.ckpt"
+    status, output = run_main(*tiny("trainer.max_steps=1", weights))
+    assert status == 0, output[-2000:]
+    status, output = run_main(*tiny("trainer.max_steps=1", weights, "model=faster_rcnn"))
+    assert status == 1 and "is not of this architecture" in output

@@ -1,0 +1,82 @@
+"""A callback for tests that need another process: notes what it trained on, and dies on command."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from mrcnn_lightning.structures import Batch
+
+
+class Recorder(Callback):
+    """Appends each batch's image ids and sum of pixels to a file.
+
+    Args:
+        file: what to write; one for each rank.
+        kill_after: steps, after which the process kills itself; 0 is never.
+    """
+
+    def __init__(self, *, file: str, kill_after: int = 0) -> None:
+        self.file = file
+        self.kill_after = kill_after
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note the batch."""
+        row = [batch.image_ids.tolist(), int(batch.images.long().sum()), batch.keys.tolist()]
+        with Path(f"{self.file}{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if trainer.global_step == self.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class WeightsOfEachRank(Callback):
+    """Saves the weights that each rank ends with.
+
+    Args:
+        file: what to write; the rank is appended.
+    """
+
+    def __init__(self, *, file: str) -> None:
+        self.file = file
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Save them."""
+        torch.save(pl_module.state_dict(), f"{self.file}{trainer.global_rank}")
+
+
+class GradientsOfEachRank(Callback):
+    """Saves the first step's weights, images and gradients on each rank.
+
+    Args:
+        file: what to write; the rank is appended.
+    """
+
+    def __init__(self, *, file: str) -> None:
+        self.file = file
+        self.image_ids: Tensor | None = None
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note the images."""
+        self.image_ids = batch.image_ids
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any
+    ) -> None:
+        """Save what the optimizer is given."""
+        model = pl_module.model
+        content = {
+            "weights": model.state_dict(),
+            "image_ids": self.image_ids,
+            "gradients": {name: p.grad for name, p in model.named_parameters()},
+        }
+        torch.save(content, f"{self.file}{trainer.global_rank}")

@@ -1,0 +1,113 @@
+"""Two processes on one CPU."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrcnn_lightning.data.dataset import collate
+from mrcnn_lightning.data.samplers import TrainBatchSampler
+from tests.conftest import command
+from tests.training.test_task import build
+
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def test_a_run_on_two_processes(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    process = command(
+        *tiny(
+            *TWO,
+            "trainer.max_epochs=2",
+            "trainer.check_val_every_n_epoch=2",
+            "+callbacks.weights._target_=tests.training.recorder.WeightsOfEachRank",
+            f"+callbacks.weights.file={tmp_path}/weights",
+        ),
+        cwd=tmp_path,
+    )
+    assert process.returncode == 0
+    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    assert {"config.yaml", "checkpoints", "pictures", "csv"} <= {p.name for p in run.iterdir()}
+    first, second = (torch.load(tmp_path / f"weights{rank}", weights_only=True) for rank in (0, 1))
+    assert len(first) > 50
+    for key, value in first.items():
+        if "running" not in key and "num_batches" not in key:  # each rank's own statistics
+            assert torch.equal(value, second[key]), key
+
+    # Batches of 3 of the 10 images: the ranks get uneven shares.
+    test = ["stage=test", f"ckpt_path={run}/checkpoints/last.ckpt", "data.eval_batch_size=3"]
+    for name, more in (("one", []), ("two", TWO)):
+        command(*tiny(*test, *more, f"hydra.run.dir={tmp_path}/{name}"), cwd=tmp_path)
+    one, two = (metrics(tmp_path / name / "csv" / "metrics.csv") for name in ("one", "two"))
+    assert one.keys() == two.keys() and float(one["test/mask_ap"]) >= 0
+    for key, value in one.items():
+        if "/box_" in key or "/mask_" in key:
+            assert value == two[key], key
+        else:
+            assert float(value) == pytest.approx(float(two[key]), rel=1e-4), key
+    found = [
+        json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "two")
+    ]
+    assert len(found[0]) == len(found[1]) > 0
+
+
+def metrics(file: Path) -> dict[str, str]:
+    """The last row of a table of metrics."""
+    with file.open() as rows:
+        return list(csv.DictReader(rows))[-1]
+
+
+def test_gradients_are_the_mean_of_the_halves(
+    tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    overrides = tiny("trainer.max_steps=1", "optimizer=sgd", "backbone.norm=frozen_bn")
+    command(
+        *overrides,
+        *TWO,
+        "+callbacks.gradients._target_=tests.training.recorder.GradientsOfEachRank",
+        f"+callbacks.gradients.file={tmp_path}/gradients",
+        cwd=tmp_path,
+    )
+    ranks = [torch.load(tmp_path / f"gradients{rank}", weights_only=True) for rank in (0, 1)]
+
+    torch.manual_seed(0)
+    task, data, _ = build(overrides)
+    task.model.load_state_dict(ranks[0]["weights"])
+    halves = []
+    for rank in (0, 1):
+        sampler = TrainBatchSampler(
+            data.annotations["train"].image_sizes,
+            batch_size=2,
+            rank=rank,
+            world_size=2,
+            seed=data.seed,
+            images_seen=lambda: 0,
+        )
+        dataset = data.train_dataloader().dataset
+        batch = collate([dataset[key] for key in next(iter(sampler))])
+        assert batch.image_ids.tolist() == ranks[rank]["image_ids"].tolist()
+        task.model.zero_grad()
+        torch.stack(list(task.model.loss(batch).values())).sum().backward()
+        halves.append({name: p.grad.clone() for name, p in task.model.named_parameters()})
+    for name, first in halves[0].items():
+        mean = (first + halves[1][name]) / 2
+        for rank in (0, 1):
+            difference = (ranks[rank]["gradients"][name] - mean).abs().max()
+            assert difference <= 1e-5 * max(mean.abs().max().item(), 1e-3), name
+
+
+def test_a_batch_size_that_does_not_divide_by_the_devices(
+    tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    process = command(
+        *tiny(*TWO, "trainer.max_epochs=1", "data.batch_size=5"), cwd=tmp_path, wait=False
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(
+        r"error: data.batch_size=5 .* 2 devices x 1 .*: make it a multiple of 2", output
+    )
+    assert "Traceback" not in output

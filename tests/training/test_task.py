@@ -1,0 +1,119 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mrcnn_lightning.training.task import DetectionTask, parameter_groups
+from tests.conftest import build_model, compose
+
+
+def build(overrides: list[str]) -> tuple[DetectionTask, Any, lightning.Trainer]:
+    """A run's objects, without what it logs and shows."""
+    quiet = ["logger=none", "callbacks=none", "+trainer.enable_progress_bar=false"]
+    cfg = compose(*overrides, *quiet, "+trainer.enable_model_summary=false")
+    cfg.trainer.default_root_dir = cfg.data.cache_dir
+    data = hydra.utils.instantiate(cfg.data, _convert_="all")
+    data.setup("fit")
+    classes = {"class_names": data.class_names, "category_ids": data.category_ids}
+    spec = {"model": OmegaConf.to_container(cfg.model, resolve=True), **classes}
+    task = hydra.utils.instantiate(cfg.task, _convert_="all")(spec=spec, **classes)
+    trainer = hydra.utils.instantiate(
+        cfg.trainer, _convert_="all", logger=False, enable_checkpointing=False
+    )
+    return task, data, trainer
+
+
+def test_parameter_groups_hold_each_trained_parameter_once() -> None:
+    model = build_model("backbone=resnet18", "backbone.norm=bn")
+    groups = parameter_groups(model, lr=0.02, weight_decay=1e-4, backbone_lr_factor=0.1)
+    names = {group["name"]: group for group in groups}
+    assert set(names) == {"backbone", "backbone_no_decay", "heads", "heads_no_decay"}
+    assert names["backbone"]["lr"] == pytest.approx(0.002) and names["heads"]["lr"] == 0.02
+    for group in groups:
+        decays = not group["name"].endswith("no_decay")
+        assert group["weight_decay"] == (1e-4 if decays else 0)
+        assert all((parameter.dim() > 1) == decays for parameter in group["params"])
+    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(set(ids)) == len(ids) == len(trained) < len(list(model.parameters()))
+
+
+def test_the_loss_falls_and_everything_is_logged(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"))
+    first = task.model.loss(next(iter(data.train_dataloader())))
+    trainer.fit(task, datamodule=data)
+    metrics = trainer.callback_metrics
+    losses = ["objectness", "rpn_box_reg", "classifier", "box_reg", "mask"]
+    for split in ("train", "val"):
+        assert {f"{split}/loss_{name}" for name in losses} | {f"{split}/loss"} <= set(metrics)
+    assert {"val/ap", "val/box_ap", "val/mask_ap50", "val/mask_ar_small"} <= set(metrics)
+    assert any(name.startswith("val/mask_ap/") for name in metrics)
+    assert metrics["val/loss"] < 0.8 * sum(loss.item() for loss in first.values())
+    assert metrics["val/ap"] == metrics["val/mask_ap"]
+
+
+def test_validation_losses_are_a_switch(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("trainer.max_steps=1", "task.val_losses=false"))
+    trainer.validate(task, datamodule=data, verbose=False)
+    assert not any("loss" in name for name in trainer.callback_metrics)
+    assert "val/box_ap" in trainer.callback_metrics
+
+
+def test_a_loss_that_is_not_finite_stops_training(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("trainer.max_epochs=1"))
+    torch.nn.init.constant_(task.model.box_head.fc1.weight, torch.inf)
+    with pytest.raises(ValueError, match="the loss is not finite at step 0: .*lower optimizer.lr"):
+        trainer.fit(task, datamodule=data)
+
+
+def test_a_run_without_end_is_refused(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("trainer.max_epochs=-1"))
+    with pytest.raises(ValueError, match="the run has no end: set trainer.max_epochs or"):
+        trainer.fit(task, datamodule=data)
+
+
+def test_batch_size_that_does_not_divide(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("data.batch_size=5", "trainer.accumulate_grad_batches=2"))
+    with pytest.raises(ValueError, match="data.batch_size=5 .* 1 devices x 2 acc.* multiple of 2"):
+        trainer.fit(task, datamodule=data)
+
+
+def test_masks_that_are_not_there(tiny: Callable[..., list[str]]) -> None:
+    overrides = tiny("data.mini_mask_size=null", "trainer.max_steps=2")
+    task, data, trainer = build(overrides)
+    with pytest.raises(ValueError, match="has a mask head, but .* set model=faster_rcnn"):
+        trainer.fit(task, datamodule=data)
+    task, data, trainer = build([*overrides, "model=faster_rcnn"])
+    trainer.fit(task, datamodule=data)
+    assert "train/loss_box_reg" in trainer.callback_metrics
+    assert "train/loss_mask" not in trainer.callback_metrics
+
+
+def test_accumulated_batches_make_the_step_of_one_batch(tiny: Callable[..., list[str]]) -> None:
+    """The learning rate and the images of a step do not change with accumulation."""
+    for parts, steps in ((1, 6), (2, 6), (4, 6)):
+        task, data, trainer = build(
+            tiny("trainer.max_epochs=1", f"trainer.accumulate_grad_batches={parts}")
+        )
+        trainer.fit(task, datamodule=data)
+        assert trainer.global_step == steps
+        assert data.state_dict()["images"] == 24
+
+
+def test_checkpoint_of_other_classes_is_refused(
+    tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    task, data, trainer = build(tiny("trainer.max_steps=1"))
+    trainer.fit(task, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["mrcnn_lightning"]["class_names"] = ["cat", "dog"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    task, data, trainer = build(tiny("trainer.max_steps=2"))
+    with pytest.raises(ValueError, match="trained on the 2 classes cat, dog, the data has the 3"):
+        trainer.fit(task, datamodule=data, ckpt_path=tmp_path / "other.ckpt", weights_only=True)
