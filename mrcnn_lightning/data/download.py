@@ -1,8 +1,9 @@
 """COCO 2017 from its own server."""
 
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from torch.hub import download_url_to_file
 from torchvision.datasets.utils import extract_archive
@@ -35,7 +36,7 @@ def download_coco(folder: str | Path, *, server: str = _SERVER) -> None:
             print(f"{root / name} is there already")
             continue
         url = f"{server}/{archive}"
-        file = root / Path(urlsplit(url).path).name
+        file = root / Path(archive).name
         unfinished = root / f".{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -43,12 +44,12 @@ def download_coco(folder: str | Path, *, server: str = _SERVER) -> None:
                 download_url_to_file(url, str(file))
             print(f"unpacking {file}")
             extract_archive(str(file), str(unfinished))
-        except (OSError, RuntimeError, EOFError) as error:
+        except OSError as error:
             raise ValueError(
                 f"cannot download {url}: {error}; fetch it by another way, unpack it in {root}, "
                 f"and give data_root={root}"
             ) from error
-        except ValueError as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             file.unlink()
             raise ValueError(f"{file} from {url} was damaged ({error}): try again") from error
         (unfinished / name).rename(root / name)

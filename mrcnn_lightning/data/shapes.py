@@ -147,7 +147,7 @@ def _outline(rng: np.random.Generator, name: str, size: int) -> Floats:
         half = np.arctan(rng.uniform(0.4, 1.0))
         angles, radii = turn + np.array([half, np.pi - half, np.pi + half, -half]), radius
     points = center + radii * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return points.clip(0, size)
+    return points.clip(0, size).round(2)
 
 
 def _filled(outline: Floats, size: int) -> Pixels:
@@ -160,8 +160,8 @@ def _annotation(category: int, outline: Floats, mask: Pixels) -> dict[str, Any]:
     entry = {"category_id": category, "iscrowd": 0, "area": float(mask.sum())}
     if np.array_equal(mask, _filled(outline, len(mask))):
         low, high = outline.min(axis=0), outline.max(axis=0)
-        polygon = outline.flatten().round(2).tolist()
-        return entry | {"bbox": [*low, *(high - low)], "segmentation": [polygon]}
+        bbox = [*low, *(high - low).round(2)]
+        return entry | {"bbox": bbox, "segmentation": [outline.flatten().tolist()]}
     rle["counts"] = rle["counts"].decode()
     return entry | {"bbox": pycocotools.mask.toBbox(rle).tolist(), "segmentation": rle}
 

@@ -35,7 +35,6 @@ _FOLLOWED = (
     v2.GaussianBlur,
     v2.GaussianNoise,
     v2.Identity,
-    v2.JPEG,
     v2.RandomErasing,
 )
 _CONTAINERS = (v2.Compose, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)

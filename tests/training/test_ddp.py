@@ -80,9 +80,10 @@ def test_gradients_are_the_mean_of_the_halves(
     for rank in (0, 1):
         sampler = TrainBatchSampler(
             data.annotations["train"].image_sizes,
-            batch_size=2,
+            batch_size=4,
             rank=rank,
             world_size=2,
+            accumulate=1,
             seed=data.seed,
             images_seen=lambda: 0,
         )

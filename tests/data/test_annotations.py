@@ -1,0 +1,204 @@
+"""Files packed and unpacked, compared with pycocotools, and all that can be wrong with one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from mrcnn_lightning.data.annotations import Annotations, Objects
+from tests.conftest import shared
+
+SQUARE = [[1.0, 1, 5, 1, 5, 5, 1, 5]]
+
+
+def content() -> dict[str, Any]:
+    """A small file with every kind of segmentation."""
+    mask = np.zeros((8, 10), dtype=np.uint8, order="F")
+    mask[2:5, 3:9] = 1
+    compressed = pycocotools.mask.encode(mask)
+    # Run lengths go down the columns: 3 of 8 rows and two more are empty before the first one.
+    counts = [3 * 8 + 2, *[3, 5] * 5, 3, 8 + 3]
+    return {
+        "images": [
+            {"id": 30, "file_name": "a/x.png", "height": 8, "width": 10},
+            {"id": 7, "file_name": "ü.jpg", "height": 20, "width": 10},
+            {"id": 1, "file_name": "z.jpg", "height": 8, "width": 10},
+        ],
+        "categories": [{"id": 90, "name": "dog"}, {"id": 2, "name": "cat"}],
+        "annotations": [
+            annotation(1, 1, 90, {"size": [8, 10], "counts": compressed["counts"].decode()}),
+            annotation(2, 30, 2, SQUARE),
+            annotation(3, 1, 2, {"size": [8, 10], "counts": counts}, iscrowd=1),
+            annotation(4, 1, 90, [*SQUARE, [2.0, 2, 7, 2, 7, 4]]),
+        ],
+    }
+
+
+def annotation(
+    id_: int, image: int, category: int, segmentation: Any, **more: Any
+) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [1, 1, 4, 4],
+        "area": 16,
+        "iscrowd": 0,
+        "segmentation": segmentation,
+    } | more
+
+
+Load = Callable[[Any], Annotations]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def write_and_load(value: Any) -> Annotations:
+        file = tmp_path / "file.json"
+        file.write_text(value if isinstance(value, str) else json.dumps(value))
+        return Annotations.load(file, cache_dir=tmp_path / "cache")
+
+    return write_and_load
+
+
+def decoded(objects: Objects, number: int, size: tuple[int, int]) -> np.ndarray:
+    shape = objects.shapes[number]
+    if isinstance(shape, bytes):
+        return pycocotools.mask.decode({"size": list(size), "counts": shape})
+    rles = pycocotools.mask.frPyObjects([p.flatten().tolist() for p in shape], *size)
+    return pycocotools.mask.decode(pycocotools.mask.merge(rles))
+
+
+def test_every_kind_of_segmentation(load: Load) -> None:
+    packed = load(content())
+    assert packed.class_names == ["cat", "dog"] and packed.category_ids == [2, 90]
+    assert packed.image_ids.tolist() == [30, 7, 1] and packed.image_sizes[1].tolist() == [20, 10]
+    assert [packed.file_name(index) for index in range(3)] == ["a/x.png", "ü.jpg", "z.jpg"]
+    assert packed.has_masks
+    objects = packed.objects(2)
+    assert objects.labels.tolist() == [2, 1, 2] and objects.crowd.tolist() == [False, True, False]
+    assert objects.boxes.tolist() == [[1, 1, 5, 5]] * 3
+    assert np.array_equal(decoded(objects, 0, (8, 10)), decoded(objects, 1, (8, 10)))
+    assert len(objects.shapes[2]) == 2 and packed.objects(0).labels.tolist() == [1]
+    assert len(packed.objects(1).labels) == 0 and packed.objects(1).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "file", ["coco_tiny/annotations/instances_train2017", "balloon/annotations/instances_val"]
+)
+def test_real_files_are_what_pycocotools_reads(file: str, tmp_path: Path) -> None:
+    path = shared(f"data/{file}.json")
+    packed, peer = Annotations.load(path, cache_dir=tmp_path), COCO(str(path))
+    labels = {category: label for label, category in enumerate(sorted(peer.getCatIds()), start=1)}
+    assert sorted(packed.image_ids.tolist()) == sorted(peer.getImgIds())
+    for index, image_id in enumerate(packed.image_ids.tolist()):
+        objects, expected = packed.objects(index), peer.imgToAnns[image_id]
+        image = peer.imgs[image_id]
+        assert packed.file_name(index) == image["file_name"]
+        assert objects.labels.tolist() == [labels[entry["category_id"]] for entry in expected]
+        assert objects.crowd.tolist() == [bool(entry["iscrowd"]) for entry in expected]
+        for number, entry in enumerate(expected):
+            x, y, width, height = entry["bbox"]
+            box = torch.tensor([x, y, x + width, y + height], dtype=torch.float32)
+            assert torch.equal(objects.boxes[number], box)
+            mask = decoded(objects, number, (image["height"], image["width"]))
+            assert (mask != peer.annToMask(entry)).mean() < 1e-3  # float32 corners
+
+
+def test_a_file_is_packed_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    file, cache = tmp_path / "file.json", tmp_path / "cache"
+    file.write_text(json.dumps(content()))
+    Annotations.load(file, cache_dir=cache)
+    (packed,) = cache.glob("*.pt")
+    written = packed.stat().st_mtime_ns
+    Annotations.load(file, cache_dir=cache)
+    assert packed.stat().st_mtime_ns == written
+    file.write_text(json.dumps(content() | {"annotations": []}))
+    assert len(Annotations.load(file, cache_dir=cache).objects(0).labels) == 0
+    assert len(list(cache.glob("*.pt"))) == 2
+
+
+def test_what_cannot_be_learnt_from_is_left_out(load: Load) -> None:
+    value = content()
+    value["annotations"] += [
+        annotation(5, 7, 2, SQUARE, bbox=[1, 1, 0, 4]),
+        annotation(6, 7, 2, [[1, 1, 2, 2]]),
+        annotation(7, 7, 2, [[1, 1, 2, 2], *SQUARE]),
+    ]
+    packed = load(value)
+    assert packed.has_masks and len(packed.objects(1).labels) == 1
+    assert len(packed.objects(1).shapes[0]) == 1
+
+
+def test_boxes_alone(load: Load) -> None:
+    value = content()
+    for entry in value["annotations"]:
+        del entry["segmentation"]
+    packed = load(value)
+    assert not packed.has_masks and packed.objects(2).shapes == [b""] * 3
+    value["annotations"] = [annotation(1, 1, 2, [], iscrowd=1)]
+    assert load(value).has_masks
+
+
+def test_no_annotations_at_all(load: Load) -> None:
+    value = content()
+    del value["annotations"]
+    assert sum(len(load(value).objects(index).labels) for index in range(3)) == 0
+
+
+def wrong(path: str, new: Any) -> dict[str, Any]:
+    """The small file with one value replaced, or deleted if the new one is `...`."""
+    value: Any = content()
+    *way, last = (int(word) if word.isdigit() else word for word in path.split("."))
+    node = value
+    for word in way:
+        node = node[word]
+    if new is ...:
+        del node[last]
+    else:
+        node[last] = new
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", r"file.json is not a JSON file"),
+        ([], r"file.json is no COCO-format file: it has no list of images"),
+        (wrong("categories", ...), r"it has no list of categories"),
+        (wrong("images", []), r"file.json has no images"),
+        (wrong("images.1.height", ...), r"image 2 of 3 has height=None, which must be a whole"),
+        (wrong("images.1.file_name", 3), r"image 2 of 3 has file_name=3, which must be text"),
+        (wrong("images.1.id", 30), r"has 1 images with ids of other images"),
+        (wrong("categories.1.id", 90), r"has two categories with the id 90"),
+        (wrong("categories.1.name", "dog"), r"has two categories with the name dog"),
+        (wrong("annotations.1.image_id", 5), r"1 annotations name an image .*: annotation 2 \(im"),
+        (
+            wrong("annotations.1.category_id", ...),
+            r"1 annotations name a category .*: annotation 2",
+        ),
+        (wrong("annotations.1.bbox", [1, 2, 3]), r"annotation 2 has bbox=\[1, 2, 3\], .* four"),
+        (wrong("annotations.1.bbox.2", None), r"annotation 2 has bbox=.* four numbers"),
+        (wrong("annotations.1.segmentation", [[1, 2, 3]]), r"of annotation 2 is no list of polyg"),
+        (wrong("annotations.1.segmentation", ["x"]), r"of annotation 2 is no list of polygons"),
+        (wrong("annotations.1.segmentation", {"a": 1}), r"2 is neither a list of polygons nor run"),
+        (wrong("annotations.0.segmentation.size", [10, 8]), r"of size \[10, 8\], its image of"),
+        (wrong("annotations.2.segmentation.counts", [3, 4]), r"run lengths whose sum is not"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(load: Load, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(value)
+
+
+def test_nothing_is_left_of_a_file_that_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text("{}")
+    with pytest.raises(ValueError, match="no COCO-format file"):
+        Annotations.load(tmp_path / "file.json", cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.pt"))

@@ -1,0 +1,137 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from torchvision.transforms import functional as tv_functional
+
+from mrcnn_lightning.data.datamodule import COCODataModule, resized_size
+from tests.conftest import compose, shared
+
+
+def build(*overrides: str) -> COCODataModule:
+    return hydra.utils.instantiate(compose(*overrides).data, _convert_="all")
+
+
+@pytest.fixture
+def small(tiny: Callable[..., list[str]]) -> Callable[..., COCODataModule]:
+    return lambda *overrides: build(*tiny("data.num_workers=0", *overrides))
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 427), (333, 333), (100, 1000), (1000, 7)])
+def test_sizes_are_torchvisions(size: tuple[int, int]) -> None:
+    image = torch.zeros(1, *size, dtype=torch.uint8)
+    expected = tv_functional.resize(image, [800], max_size=1333)
+    assert resized_size(size, 800, 1333) == tuple(expected.shape[1:])
+
+
+def test_batches_of_both_splits(small: Callable[..., COCODataModule]) -> None:
+    data = small()
+    data.setup("fit")
+    assert data.class_names == ["disc", "box", "triangle"] and data.category_ids == [3, 7, 12]
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch) == 4 and batch.images.shape[2:] == (64, 64)
+    assert batch.targets is not None and batch.targets.masks is not None
+    assert batch.targets.masks.shape[2:] == (56, 56)
+    ids = [i for batch in data.val_dataloader() for i in batch.image_ids.tolist()]
+    assert sorted(ids) == list(range(1, 11))
+
+
+def test_evaluation_batches_hold_one_padded_size(tmp_path: Path) -> None:
+    root = shared("data/coco_tiny")
+    data = build(
+        "data=coco", f"data_root={root}", f"data.cache_dir={tmp_path}", "data.num_workers=0"
+    )
+    data.setup("validate")
+    assert len(data.class_names) == 80 and data.category_ids[-1] == 90
+    seen = []
+    for batch in data.val_dataloader():
+        heights, widths = batch.windows[:, 3], batch.windows[:, 2]
+        height, width = batch.images.shape[2:]
+        assert ((height - heights) < 32).all() and ((width - widths) < 32).all()
+        scales = torch.stack([widths, heights], dim=1) / batch.original_sizes.flip(1)
+        torch.testing.assert_close(batch.scales, scales.double(), rtol=1e-6, atol=0)
+        seen += batch.image_ids.tolist()
+    assert sorted(seen) == sorted(data.annotations["val"].image_ids.tolist())
+
+
+def test_every_image_of_a_real_set_with_every_worker(tmp_path: Path) -> None:
+    """All of COCO's kinds of objects in one pass; workers change nothing."""
+    root = shared("data/coco_tiny")
+    batches = []
+    for workers in (0, 2):
+        data = build(
+            "data=coco",
+            f"data_root={root}",
+            f"data.cache_dir={tmp_path}",
+            f"data.num_workers={workers}",
+            "data.train_transforms.0.min_size=[160]",
+        )
+        data.setup("fit")
+        batches.append(list(data.train_dataloader()))
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets.masks, other.targets.masks)
+        real = one.targets.trainable
+        assert one.targets.masks[real].flatten(1).any(1).float().mean() > 0.95
+    assert sum(len(batch) for batch in batches[0]) == 80
+    assert any(batch.targets.crowd.any() for batch in batches[0])
+
+
+def test_the_test_set_is_the_validation_set_or_its_own(
+    small: Callable[..., COCODataModule], shapes_root: Path
+) -> None:
+    data = small()
+    assert data.files["test"] == data.files["val"]
+    own = shapes_root / "annotations" / "instances_train.json"
+    data = small(f"data.test_json={own}", f"data.test_images={shapes_root}/train")
+    data.setup("test")
+    assert sum(len(batch) for batch in data.test_dataloader()) == 24
+
+
+def test_state_says_where_training_stands(small: Callable[..., COCODataModule]) -> None:
+    data = small()
+    data.setup("fit")
+    assert data.state_dict() == {"images": 0, "steps": 0}
+    first = [batch.image_ids.tolist() for batch in data.train_dataloader()]
+    data.load_state_dict({"images": 8, "steps": 0})
+    assert [batch.image_ids.tolist() for batch in data.train_dataloader()][:4] == first[2:]
+
+
+def refused(data: COCODataModule, stage: str = "fit") -> str:
+    with pytest.raises(ValueError, match="data.") as caught:
+        data.setup(stage)
+        data.train_dataloader()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_files(small: Callable[..., COCODataModule], tmp_path: Path) -> None:
+    assert "data.val_images=nowhere does not exist" in refused(small("data.val_images=nowhere"))
+    (tmp_path / "empty").mkdir()
+    error = refused(small(f"data.val_images={tmp_path}/empty"))
+    assert "10 of 10 images are missing from data.val_images=" in error
+    assert error.endswith("000001.png, 000002.png, 000003.png, 000004.png, 000005.png, ...")
+
+
+def test_splits_of_other_classes(
+    small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
+) -> None:
+    content: Any = json.loads((shapes_root / "annotations" / "instances_val.json").read_text())
+    content["categories"][0]["name"] = "circle"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    error = refused(small(f"data.val_json={tmp_path}/val.json"))
+    assert "val.json has other categories" in error and "circle" in error and "disc" in error
+
+
+def test_fewer_images_than_a_batch(small: Callable[..., COCODataModule]) -> None:
+    assert "data.batch_size=32, but data.train_json=" in refused(small("data.batch_size=32"))
+
+
+def test_transforms_that_shapes_cannot_follow(small: Callable[..., COCODataModule]) -> None:
+    rotation = "{_target_: torchvision.transforms.v2.RandomRotation, degrees: 10}"
+    with pytest.raises(hydra.errors.InstantiationException, match="has RandomRotation, which"):
+        small(f"data.train_transforms=[{rotation}]")

@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.dataset import COCODataset, canvas_size, collate
+from mrcnn_lightning.data.transforms import Sample, compose_transforms
+from mrcnn_lightning.ops.sampling import image_key
+
+
+@pytest.fixture
+def dataset(shapes_root: Path, tmp_path: Path) -> COCODataset:
+    file = shapes_root / "annotations" / "instances_train.json"
+    return COCODataset(
+        Annotations.load(file, cache_dir=tmp_path),
+        folder=shapes_root / "train",
+        transform=compose_transforms(
+            [v2.RandomShortestSize([48, 64, 80]), v2.RandomHorizontalFlip(), v2.ColorJitter(0.5)]
+        ),
+        mini_mask_size=28,
+        seed=3,
+    )
+
+
+def equal(one: Sample, other: Sample) -> bool:
+    return all(
+        torch.equal(value, getattr(other, name))
+        if isinstance(value, torch.Tensor)
+        else value == getattr(other, name)
+        for name, value in vars(one).items()
+    )
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone(dataset: COCODataset) -> None:
+    first = dataset[(0, 5)]
+    torch.manual_seed(99)
+    torch.rand(3)
+    state = torch.get_rng_state()
+    assert equal(dataset[(0, 5)], first)
+    assert torch.equal(torch.get_rng_state(), state)
+    others = [dataset[(epoch, 5)] for epoch in range(1, 6)]
+    assert not any(equal(other, first) for other in others)
+    assert len({tuple(other.image.shape) for other in others}) > 1
+    assert first.key == image_key(3, 0, first.image_id)
+
+
+def test_a_sample_is_the_file_and_its_objects(dataset: COCODataset) -> None:
+    dataset.transform = compose_transforms([])
+    sample = dataset[(0, 3)]
+    objects = dataset.annotations.objects(3)
+    assert sample.original_size == (64, 64) and sample.image.shape == (3, 64, 64)
+    assert torch.equal(sample.boxes, objects.boxes.clamp(0, 64))
+    assert torch.equal(sample.labels, objects.labels)
+    assert sample.masks is not None and sample.masks.shape == (len(sample.labels), 28, 28)
+    assert sample.masks.flatten(1).any(1).all()
+
+
+def sample(height: int, width: int, num: int, **more: Any) -> Sample:
+    values: dict[str, Any] = {
+        "image": torch.full((3, height, width), 7, dtype=torch.uint8),
+        "image_id": 40 + num,
+        "key": num,
+        "original_size": (2 * height, 4 * width),
+        "boxes": torch.ones(num, 4),
+        "labels": torch.ones(num, dtype=torch.int64),
+        "crowd": torch.zeros(num, dtype=torch.bool),
+        "masks": torch.ones(num, 5, 5, dtype=torch.uint8),
+        "mask_frames": torch.ones(num, 4),
+    }
+    return Sample(**(values | more))
+
+
+def test_batches_are_padded() -> None:
+    batch = collate([sample(30, 50, 0), sample(64, 33, 3)])
+    assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
+    assert (batch.images[0, :, :30, :50] == 7).all() and batch.images[0].sum() == 7 * 3 * 30 * 50
+    assert batch.image_ids.tolist() == [40, 43] and batch.keys.tolist() == [0, 3]
+    assert batch.windows.tolist() == [[0, 0, 50, 30], [0, 0, 33, 64]]
+    assert batch.scales.tolist() == [[0.25, 0.5]] * 2
+    assert batch.original_sizes.tolist() == [[60, 200], [128, 132]]
+    targets = batch.targets
+    assert targets is not None and targets.masks is not None and targets.mask_frames is not None
+    assert targets.labels.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert targets.boxes.shape == (2, 3, 4) and targets.masks.shape == (2, 3, 5, 5)
+    assert targets.trainable.sum() == 3 and targets.masks[0].sum() == 0
+
+
+def test_batches_without_objects_and_without_masks() -> None:
+    batch = collate([sample(32, 32, 0, masks=None, mask_frames=None)])
+    assert batch.targets is not None and batch.targets.masks is None
+    assert batch.targets.boxes.shape == (1, 1, 4) and not batch.targets.trainable.any()
+
+
+def test_canvases_have_sides_of_whole_strides() -> None:
+    sizes = torch.tensor([[1, 32], [33, 64], [800, 1333]])
+    assert canvas_size(sizes).tolist() == [[32, 32], [64, 64], [800, 1344]]

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mrcnn_lightning.data.images import read_image
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    ramp = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3)
+    return Image.fromarray(ramp.astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK"])
+def test_modes(picture: Image.Image, tmp_path: Path, mode: str) -> None:
+    name = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    converted = picture.convert(mode)
+    converted.save(name)
+    image = read_image(name)
+    assert image.shape == (3, 40, 60) and image.dtype == torch.uint8
+    assert torch.equal(image, pixels(converted))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits(tmp_path: Path, suffix: str) -> None:
+    grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    expected = torch.from_numpy((grey / 257).round().astype(np.uint8))
+    assert torch.equal(image, expected.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(picture: Image.Image, tmp_path: Path, orientation: int) -> None:
+    """Each of the eight ways that a camera may be held shows the same picture."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = picture.transpose(undo[orientation]) if orientation in undo else picture
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_image(tmp_path / "a.png"), pixels(picture))
+    assert torch.equal(read_image(tmp_path / "a.png", size=(40, 60)), pixels(picture))
+    if stored.size != picture.size:  # annotations that were made for the pixels as they are stored
+        assert torch.equal(read_image(tmp_path / "a.png", size=(60, 40)), pixels(stored))
+
+
+def test_16_bits_turned(tmp_path: Path) -> None:
+    grey = np.arange(0, 65536, 32, dtype=np.uint16).reshape(32, 64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    expected = torch.from_numpy((grey / 257).round().astype(np.uint8))
+    assert torch.equal(read_image(tmp_path / "a.png")[0], expected)
+
+
+def test_bad_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(ValueError, match=r"cannot read the image .*text.jpg: not an image"):
+        read_image(tmp_path / "text.jpg")
+    picture.save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"cannot read the image .*cut.jpg: .*truncated"):
+        read_image(tmp_path / "cut.jpg")
+    with pytest.raises(ValueError, match=r"cannot read the image .*none.jpg"):
+        read_image(tmp_path / "none.jpg")
+    with pytest.raises(ValueError, match=r"whole.jpg is 60 x 40 pixels, its annotations say 30 x"):
+        read_image(tmp_path / "whole.jpg", size=(40, 30))
