@@ -128,7 +128,8 @@ class COCODataModule(lightning.LightningDataModule):
                 )
 
     def _require_files(self, split: str) -> None:
-        for kind, path in zip(("images", "json"), self.files[split], strict=True):
+        images, json = self.files[split]
+        for kind, path in (("json", json), ("images", images)):
             if not Path(path).exists():
                 raise ValueError(
                     f"data.{split}_{kind}={path} does not exist: say where the data set lies with "
@@ -230,7 +231,8 @@ class COCODataModule(lightning.LightningDataModule):
         )
 
     def _images_seen(self) -> int:
-        steps = self.trainer.global_step if self.trainer else 0
+        # Lightning asks for the first batches before it has restored its count of steps, which is 0.
+        steps = max(self.trainer.global_step if self.trainer else 0, self._resumed["steps"])
         return self._resumed["images"] + (steps - self._resumed["steps"]) * self.batch_size
 
     def state_dict(self) -> dict[str, int]:
