@@ -231,7 +231,7 @@ class COCODataModule(lightning.LightningDataModule):
         )
 
     def _images_seen(self) -> int:
-        # Lightning asks for the first batches before it has restored its count of steps, which is 0.
+        # Lightning asks for the first batches before it has restored its count of steps.
         steps = max(self.trainer.global_step if self.trainer else 0, self._resumed["steps"])
         return self._resumed["images"] + (steps - self._resumed["steps"]) * self.batch_size
 

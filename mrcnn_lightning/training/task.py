@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -80,6 +81,7 @@ class DetectionTask(lightning.LightningModule):
         self.category_ids = list(category_ids)
         self.spec = spec
         self.model = model(class_names=class_names)
+        self.is_pretrained = weights is not None or spec["model"]["backbone"]["weights"] is not None
         if weights is not None:
             load_detector(self.model, weights)
         self.make_optimizer = optimizer
@@ -130,6 +132,16 @@ class DetectionTask(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_fit_start(self) -> None:
+        """Warn of random weights that training could not change."""
+        frozen = [p for p in self.model.backbone.parameters() if not p.requires_grad]
+        if frozen and not self.is_pretrained and self.trainer.ckpt_path is None:
+            rank_zero_warn(
+                f"backbone.weights=null, but {sum(p.numel() for p in frozen):,} of the backbone's "
+                "weights are frozen and will stay random: to train from nothing, set "
+                "backbone.trainable_stages=5 backbone.norm=bn"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the losses.

@@ -77,6 +77,12 @@ def test_a_run_without_end_is_refused(tiny: Callable[..., list[str]]) -> None:
         trainer.fit(task, datamodule=data)
 
 
+def test_frozen_weights_that_are_random_are_warned_of(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("trainer.max_steps=1", "backbone.trainable_stages=3"))
+    with pytest.warns(UserWarning, match="frozen and will stay random: .*trainable_stages=5"):
+        trainer.fit(task, datamodule=data)
+
+
 def test_batch_size_that_does_not_divide(tiny: Callable[..., list[str]]) -> None:
     task, data, trainer = build(tiny("data.batch_size=5", "trainer.accumulate_grad_batches=2"))
     with pytest.raises(ValueError, match="data.batch_size=5 .* 1 devices x 2 acc.* multiple of 2"):
