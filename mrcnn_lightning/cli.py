@@ -40,7 +40,7 @@ def train(context: typer.Context) -> None:
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of this project.")],
     photos: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", file_okay=False)],
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one size at a time.")] = 4,
     min_score: Annotated[float, typer.Option(help="Less confident ones are not drawn.")] = 0.5,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
@@ -56,20 +56,22 @@ def predict(
     failed: list[Prediction] = []
     names: set[str] = set()
     stream = predictor.stream(files, batch_size=batch_size)
-    for prediction in track(stream, total=len(files), description="predict"):
-        if prediction.error is not None:
-            failed.append(prediction)
-            continue
-        name = f"{prediction.path.name}.png"
-        if name in names:
-            name = f"{prediction.number}_{name}"
-        names.add(name)
-        save(_overlay(prediction, predictor.class_names, min_score), out / name)
-        assert prediction.detections is not None
-        found = coco_results(prediction.detections, predictor.category_ids)
-        results += [result | {"file_name": str(prediction.path)} for result in found]
-    results.sort(key=lambda result: result["image_id"])
-    (out / "predictions.json").write_text(json.dumps(results))
+    try:
+        for prediction in track(stream, total=len(files), description="predict"):
+            if prediction.error is not None:
+                failed.append(prediction)
+                continue
+            name = f"{prediction.path.name}.png"
+            if name in names:
+                name = f"{prediction.number}_{name}"
+            names.add(name)
+            save(_overlay(prediction, predictor.class_names, min_score), out / name)
+            assert prediction.detections is not None
+            found = coco_results(prediction.detections, predictor.category_ids)
+            results += [result | {"file_name": str(prediction.path)} for result in found]
+    finally:  # what is done is kept when the rest is interrupted
+        results.sort(key=lambda result: result["image_id"])
+        (out / "predictions.json").write_text(json.dumps(results))
     print(f"{len(files) - len(failed)} images done, {len(results)} objects: {out}")
     if failed:
         errors = "\n".join(f"  {prediction.error}" for prediction in failed)

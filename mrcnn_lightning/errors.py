@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 USER_ERRORS = (
     ValueError,
     TypeError,  # an option that a part does not have
-    FileNotFoundError,
+    OSError,
     InstantiationException,
     MisconfigurationException,
     OmegaConfBaseException,
@@ -36,13 +36,14 @@ def ignore_known_warnings() -> None:
 
 
 @contextmanager
-def in_one_sentence(folder: str | Path) -> Iterator[None]:
+def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
     """Print a user's error in one line and exit with 1; the traceback goes to a file.
 
     With HYDRA_FULL_ERROR set, errors are left as they are.
 
     Args:
         folder: for `error.txt`.
+        in_sweep: whether other jobs are to go on; Hydra then exits with 1 after the last.
     """
     try:
         yield
@@ -51,8 +52,15 @@ def in_one_sentence(folder: str | Path) -> Iterator[None]:
             raise
         file = Path(folder, "error.txt")
         file.write_text(traceback.format_exc())
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        # A data worker's error has its traceback in the message; the last line is the error.
-        sentence = str(cause or error).strip().splitlines()[-1]
-        print(f"error: {sentence}\n(details: {file})", file=sys.stderr)
+        print(f"error: {_sentence(error)}\n(details: {file})", file=sys.stderr)
+        if in_sweep:
+            raise CompactHydraException(f"this job failed, see {file}") from None
         sys.exit(1)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # A data worker's error has its traceback in the message; the last line is the error.
+    return lines[-1] if lines[0].startswith("Caught ") else lines[0]

@@ -7,7 +7,6 @@ import hydra
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,14 +20,15 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 
 
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
     """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
     if cfg.stage not in SPLITS_OF_STAGE:
         raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN and not SLURMEnvironment.detect()
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
     if cfg.ckpt_path is not None:
         read_checkpoint(cfg.ckpt_path)
+    elif cfg.stage != "fit" and cfg.weights is None:
+        raise ValueError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
     if cfg.ckpt_path is not None or cfg.weights is not None:
         cfg.backbone.weights = None  # they would be overwritten
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -48,7 +48,6 @@ def run(cfg: DictConfig) -> float | None:
         OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(resolved)
-
     options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
     if cfg.stage == "fit":
         trainer.fit(task, **options)
@@ -72,8 +71,9 @@ def _build(node: DictConfig, **arguments: Any) -> Any:
 def main(cfg: DictConfig) -> float | None:
     """What `python train.py` and `mrcnn train` start."""
     ignore_known_warnings()
-    with in_one_sentence(cfg.run_dir):
-        return run(cfg)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    with in_one_sentence(cfg.run_dir, in_sweep=in_sweep):
+        return run(cfg, in_sweep=in_sweep)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,15 @@ def test_predict_without_its_files(tmp_path: Path, arguments: list[str], message
     assert result.exit_code == 1 and message in result.stderr
 
 
+def test_predict_on_a_device_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["predict", str(checkpoint), str(tmp_path), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--device", "gpu"])
+    assert result.exit_code == 1 and "error: device=gpu cannot be used" in result.stderr
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, [*arguments[:-1], str(tmp_path / "file")])
+    assert result.exit_code == 2 and "Invalid value for '--out'" in result.stderr
+
+
 def test_download_without_a_network_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

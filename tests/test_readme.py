@@ -24,6 +24,13 @@ COMMANDS = [
 ]
 
 
+def test_no_figure_is_missing() -> None:
+    for file in (ROOT / "README.md", *(CONF / "experiment").glob("*.yaml")):
+        assert not re.search(
+            r"(BOX|MASK|TIME)_[A-Z]+|\.\.\. minutes|AP \.\.\.", file.read_text()
+        ), file
+
+
 def test_the_two_commands_are_the_ones_promised() -> None:
     assert "pip install -e . && python train.py experiment=shapes" in TEXT
     assert 'pip install -e ".[dev]" && pytest' in TEXT

@@ -129,11 +129,114 @@ def test_a_sweep_makes_a_folder_for_each_job(
 
 
 def test_several_devices_in_a_sweep_are_refused(
-    fails: Callable[..., str], tiny: Callable[..., list[str]]
+    run_main: Run, tiny: Callable[..., list[str]]
 ) -> None:
     devices = ("trainer.accelerator=cpu", "trainer.devices=2")
-    line = fails("-m", *tiny("optimizer.lr=0.005,0.01", *devices))
-    assert "trainer.devices=2 under --multirun" in line and "launcher=slurm" in line
+    status, output = run_main("-m", *tiny("optimizer.lr=0.005,0.01", *devices))
+    assert status == 1 and "Traceback" not in output
+    assert "error: trainer.devices=2 under --multirun" in output and "launcher=slurm" in output
+
+
+def test_a_job_that_fails_does_not_end_a_sweep(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arguments = tiny("data.batch_size=400,4", "trainer.max_steps=1", "callbacks.pictures=null")
+    status, output = run_main("-m", *arguments)
+    assert status == 1 and "Traceback" not in output
+    assert "error: data.batch_size=400, but" in output and "this job failed, see" in output
+    (sweep,) = (tmp_path / "runs" / "shapes").iterdir()
+    assert (sweep / "1" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.max_steps=2"],
+        ["trainer.max_steps=2", "trainer.check_val_every_n_epoch=1"],
+        ["trainer.max_epochs=1", "trainer.limit_val_batches=0"],
+        ["trainer.max_steps=2", "logger=none"],
+        ["trainer.max_steps=2", "model=faster_rcnn"],
+    ],
+    ids=str,
+)
+def test_runs_that_end_early_or_say_little(
+    run_main: Run, tiny: Callable[..., list[str]], overrides: list[str]
+) -> None:
+    status, output = run_main(*tiny(*overrides))
+    assert status == 0, output[-2000:]
+
+
+def test_devices_that_lightning_refuses(
+    fails: Callable[..., str], tiny: Callable[..., list[str]]
+) -> None:
+    line = fails(*tiny("trainer.accelerator=cpu", "trainer.devices=[0]"))
+    assert "`devices` selected with `CPUAccelerator`" in line
+
+
+def test_stages_that_need_a_model(
+    fails: Callable[..., str], tiny: Callable[..., list[str]]
+) -> None:
+    line = fails(*tiny("stage=validate"))
+    assert line == "error: stage=validate needs a trained model: give ckpt_path or weights"
+
+
+def test_checkpoints_of_another_architecture(
+    fails: Callable[..., str], run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    status, output = run_main(*tiny("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run"))
+    assert status == 0, output[-2000:]
+    checkpoint = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    for stage in ("stage=validate", "stage=fit"):
+        line = fails(*tiny(stage, checkpoint, "backbone.width=16"))
+        assert "ckpt_path is of another architecture:" in line and "config.yaml" in line
+    status, output = run_main(*tiny("stage=validate", f"ckpt_path={tmp_path}/run/checkpoints/x"))
+    assert status == 1 and "no such file" in output
+
+
+def test_annotations_that_a_stage_needs(
+    fails: Callable[..., str],
+    tiny: Callable[..., list[str]],
+    shapes_root: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    content = json.loads((shapes_root / "annotations" / "instances_val.json").read_text())
+    for entry in content["annotations"][:2]:
+        entry["segmentation"] = []
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    line = fails(*tiny(f"data.val_json={tmp_path}/val.json"))
+    assert "2 objects of data.val_json=" in line and "(annotations 1, 2): model=faster" in line
+    del content["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    same = ("backbone.width=16", "model.neck.out_channels=48", "model.box_head.hidden=256")
+    line = fails(
+        *tiny(
+            "stage=test", f"ckpt_path={checkpoint}", f"data.test_json={tmp_path}/test.json", *same
+        )
+    )
+    assert "test.json has no annotations: stage=predict needs none" in line
+
+
+def test_a_resumed_run_keeps_the_best_so_far(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    first = tiny("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1")
+    status, output = run_main(*first, f"hydra.run.dir={tmp_path}/first")
+    assert status == 0, output[-2000:]
+    folder = tmp_path / "first" / "checkpoints"
+    # As if it had been much better than what comes.
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    (state,) = (s for name, s in last["callbacks"].items() if name.startswith("BestCheckpoint"))
+    state["best_model_score"] = torch.tensor(0.9)
+    torch.save(last, folder / "last.ckpt")
+    status, output = run_main(
+        *tiny("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"),
+        f"ckpt_path={folder}/last.ckpt",
+        f"hydra.run.dir={tmp_path}/second",
+    )
+    assert status == 0, output[-2000:]
+    best = tmp_path / "second" / "checkpoints" / "best.ckpt"
+    assert best.read_bytes() == (folder / "best.ckpt").read_bytes()
 
 
 def test_validate_and_predict_stages(

@@ -29,19 +29,24 @@ class Objects:
 
 
 class Annotations:
-    """A packed COCO-format file.
+    """A packed COCO-format file, which every process maps into its memory for itself.
 
     Args:
-        packed: what `pack_coco_json` returns.
+        packed_file: see `load`.
     """
 
-    def __init__(self, packed: dict[str, Any]) -> None:
-        self.class_names: list[str] = packed["class_names"]
-        self.category_ids: list[int] = packed["category_ids"]
-        self.has_masks: bool = packed["has_masks"]
-        self.image_ids: Tensor = packed["image_ids"]  # (N,)
-        self.image_sizes: Tensor = packed["image_sizes"]  # (N, 2) height, width
-        self._packed = packed
+    def __init__(self, packed_file: Path) -> None:
+        self._file = packed_file
+        self._packed = torch.load(packed_file, mmap=True, weights_only=True)
+        self.class_names: list[str] = self._packed["class_names"]
+        self.category_ids: list[int] = self._packed["category_ids"]
+        self.is_annotated: bool = self._packed["is_annotated"]
+        self.without_mask: list[int] = self._packed["without_mask"]  # ids of annotations
+        self.image_ids: Tensor = self._packed["image_ids"]  # (N,)
+        self.image_sizes: Tensor = self._packed["image_sizes"]  # (N, 2) height, width
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Annotations, (self._file,)
 
     @classmethod
     def load(cls, file: str | Path, *, cache_dir: str | Path) -> "Annotations":
@@ -52,19 +57,25 @@ class Annotations:
             cache_dir: where packed files are kept; `~` is the home folder.
 
         Raises:
-            ValueError: see `pack_coco_json`.
+            ValueError: see `pack_coco_json`, or the folder cannot be written to.
         """
         with Path(file).open("rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16))
         cache = Path(cache_dir).expanduser()
-        cache.mkdir(parents=True, exist_ok=True)
         target = cache / f"{Path(file).stem}_{digest.hexdigest()}_v{_FORMAT}.pt"
-        with FileLock(target.with_suffix(".lock")):
-            if not target.exists():
-                unfinished = target.with_suffix(".unfinished")
-                torch.save(pack_coco_json(file), unfinished)
-                unfinished.replace(target)
-        return cls(torch.load(target, mmap=True, weights_only=True))
+        if not target.exists():
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+                with FileLock(target.with_suffix(".lock")):
+                    if not target.exists():
+                        unfinished = target.with_suffix(".unfinished")
+                        torch.save(pack_coco_json(file), unfinished)
+                        unfinished.replace(target)
+            except OSError as error:
+                raise ValueError(
+                    f"data.cache_dir={cache_dir} cannot be written to, give another: {error}"
+                ) from error
+        return cls(target)
 
     def __len__(self) -> int:
         return len(self.image_ids)

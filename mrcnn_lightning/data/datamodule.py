@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms.v2 import functional as tv_functional
 
@@ -32,6 +33,25 @@ def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[i
     return (new_short, new_long) if size[0] <= size[1] else (new_long, new_short)
 
 
+class ResizeShorterSide:
+    """Resizes images and their points as `resized_size` says, for evaluation and prediction.
+
+    Args:
+        min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
+        max_size: the longest side.
+    """
+
+    def __init__(self, *, min_size: int, max_size: int) -> None:
+        self.min_size = min_size
+        self.max_size = max_size
+
+    def __call__(self, *parts: Tensor) -> Any:
+        """An image (3, H, W), or an image and its points."""
+        size = resized_size((parts[0].shape[1], parts[0].shape[2]), self.min_size, self.max_size)
+        resized = tuple(tv_functional.resize(part, list(size)) for part in parts)
+        return resized if len(resized) > 1 else resized[0]
+
+
 class COCODataModule(lightning.LightningDataModule):
     """Serves a COCO-format set.
 
@@ -41,7 +61,7 @@ class COCODataModule(lightning.LightningDataModule):
         val_images: likewise.
         val_json: likewise.
         test_images: likewise; None is `val_images`.
-        test_json: likewise, `annotations` may be missing; None is `val_json`.
+        test_json: likewise, None is `val_json`; `stage=predict` needs no `annotations` in it.
         prepare: called first, to make the files; or None.
         batch_size: images an optimizer step, over all devices and accumulated batches.
         eval_batch_size: images a device in evaluation.
@@ -119,12 +139,12 @@ class COCODataModule(lightning.LightningDataModule):
             self._require_images(split, annotations)
             self.annotations[split] = annotations
         for split, annotations in self.annotations.items():
-            own = list(zip(annotations.category_ids, annotations.class_names, strict=True))
-            others = list(zip(self.category_ids, self.class_names, strict=True))
-            if own != others:
+            own = set(zip(annotations.category_ids, annotations.class_names, strict=True))
+            others = set(zip(self.category_ids, self.class_names, strict=True))
+            for category, name in sorted(own ^ others)[:1]:
                 raise ValueError(
                     f"data.{split}_json={self.files[split][1]} has other categories than "
-                    f"the file beside it: {dict(own)} and {dict(others)}"
+                    f"the file beside it: only one of them has {name} with the id {category}"
                 )
 
     def _require_files(self, split: str) -> None:
@@ -202,11 +222,8 @@ class COCODataModule(lightning.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        return self._loader(split, self._eval_transform, sampler)
-
-    def _eval_transform(self, image: Any, points: Any) -> tuple[Any, Any]:
-        size = resized_size((image.shape[1], image.shape[2]), self.min_size, self.max_size)
-        return tuple(tv_functional.resize(part, list(size)) for part in (image, points))
+        resize = ResizeShorterSide(min_size=self.min_size, max_size=self.max_size)
+        return self._loader(split, resize, sampler)
 
     def _loader(
         self,

@@ -23,7 +23,9 @@ _STRIDE = 32
 
 
 class COCODataset(Dataset[Sample]):
-    """The images of a COCO-format set; each transform is seeded by its epoch and image.
+    """The images of a COCO-format set.
+
+    What a transform draws from torch depends on seed, epoch and image alone.
 
     Args:
         annotations: of the set.
@@ -45,7 +47,7 @@ class COCODataset(Dataset[Sample]):
         self.annotations = annotations
         self.folder = Path(folder)
         self.transform = transform
-        self.mini_mask_size = mini_mask_size if annotations.has_masks else None
+        self.mini_mask_size = None if annotations.without_mask else mini_mask_size
         self.seed = seed
 
     def __len__(self) -> int:
@@ -64,7 +66,7 @@ class COCODataset(Dataset[Sample]):
         image = read_image(path, size=(height, width))
         key = image_key(self.seed, epoch, image_id)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key)
+            torch.default_generator.manual_seed(key)  # and no other device's
             image, targets = transform_objects(
                 image,
                 self.annotations.objects(index),

@@ -70,16 +70,16 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
             epoch, first = epoch + 1, 0
 
     def _steps(self, epoch: int) -> Tensor:
-        """The images of each step of an epoch, (steps, B); few have both wide and high images."""
+        """The images of each step of an epoch, (steps, B); at most one has wide and high images."""
         generator = torch.Generator().manual_seed(image_key(self.seed, epoch, _ORDER))
         order = torch.randperm(len(self.is_wide), generator=generator)
+        order = order[: self.num_steps * self.batch_size]
         wide = self.is_wide[order]
         groups = [order[wide], order[~wide]]
         whole = [len(group) // self.batch_size * self.batch_size for group in groups]
-        rest = torch.cat([group[end:] for group, end in zip(groups, whole, strict=True)])
         full = [group[:end] for group, end in zip(groups, whole, strict=True)]
-        images = torch.cat([*full, rest])[: self.num_steps * self.batch_size]
-        steps = images.view(-1, self.batch_size)
+        rest = [group[end:] for group, end in zip(groups, whole, strict=True)]
+        steps = torch.cat([*full, *rest]).view(-1, self.batch_size)
         return steps[torch.randperm(len(steps), generator=generator)]
 
 

@@ -115,8 +115,11 @@ def _crop(points: Points, top: int, left: int, height: int, width: int, **_: Any
 @tv_functional.register_kernel(tv_functional.center_crop, Points)
 def _center_crop(points: Points, output_size: list[int], **_: Any) -> Points:
     height, width = output_size * 2 if len(output_size) == 1 else output_size
-    top = round((points.canvas_size[0] - height) / 2)
-    left = round((points.canvas_size[1] - width) / 2)
+    top, left = (
+        # torchvision pads first and rounds down, but rounds half to even where it only crops
+        -((new - old) // 2) if new > old else round((old - new) / 2)
+        for old, new in zip(points.canvas_size, (height, width), strict=True)
+    )
     return _crop(points, top, left, height, width)
 
 
@@ -156,8 +159,8 @@ def _require_followed(transform: Any) -> None:
         return
     if not isinstance(transform, _FOLLOWED):
         raise ValueError(
-            f"data.train_transforms has {type(transform).__name__}, which the shapes of objects "
-            "cannot follow: take resizing, flips, crops, padding and transforms of colour"
+            f"data.train_transforms has {type(transform).__name__}, which is not among those that "
+            "shapes can follow: v2's resizing, flips, crops, padding and transforms of colour"
         )
 
 

@@ -184,5 +184,7 @@ class COCOMetric(Metric):
                 annotation["id"] = number
                 annotation.setdefault("iscrowd", 0)
                 annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+                if self.has_masks and not annotation.get("segmentation"):
+                    annotation["segmentation"] = [[0.0] * 6]  # a crowd that is only a box
             self._ground_truth = COCO(content)
         return self._ground_truth

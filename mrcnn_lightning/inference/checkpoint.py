@@ -26,16 +26,22 @@ def require_own_parts(config: Any) -> None:
 
     A checkpoint may come from anywhere. Each `_target_` must be a class or function that one of
     the files of `mrcnn_lightning.models` itself defines; what these files import does not count.
+    Texts must be plain: OmegaConf's interpolations can build objects too.
 
     Raises:
         ValueError: one is not.
     """
+    if isinstance(config, str) and "${" in config:
+        raise ValueError(f"the checkpoint's model has {config!r}, which is no plain value")
     if isinstance(config, list):
         for entry in config:
             require_own_parts(entry)
     if not isinstance(config, dict):
         return
-    for value in config.values():
+    for key, value in config.items():
+        if str(key).startswith("_") and key not in ("_target_", "_partial_"):
+            raise ValueError(f"the checkpoint's model has the key {key}, which is no part's")
+        require_own_parts(key)
         require_own_parts(value)
     if "_target_" in config:
         target = str(config["_target_"])

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as tv_functional
 
-from mrcnn_lightning.data.datamodule import resized_size
+from mrcnn_lightning.data.datamodule import ResizeShorterSide
 from mrcnn_lightning.data.dataset import canvas_size, collate
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.transforms import Sample
@@ -40,6 +38,9 @@ class Predictor:
             `max_size`, in pixels.
         max_size: the longest side.
         device: where to compute; `auto` is a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Predictor:
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        self.model = model.to(self.device)
+        try:
+            self.device = torch.device(device)
+            self.model = model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device={device} cannot be used: {error}") from error
         self.class_names = model.class_names
         self.category_ids = list(category_ids)
-        self.min_size = min_size
-        self.max_size = max_size
+        self.resize = ResizeShorterSide(min_size=min_size, max_size=max_size)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str = "auto") -> "Predictor":
@@ -111,13 +114,11 @@ class Predictor:
             yield from self._predict(batch)
 
     def _sample(self, image: Tensor, number: int) -> Sample:
-        size = (image.shape[1], image.shape[2])
-        resized = resized_size(size, self.min_size, self.max_size)
         return Sample(
-            image=tv_functional.resize(image, list(resized), v2.InterpolationMode.BILINEAR),
+            image=self.resize(image),
             image_id=number,
             key=0,
-            original_size=size,
+            original_size=(image.shape[1], image.shape[2]),
             boxes=torch.empty(0, 4),
             labels=torch.empty(0, dtype=torch.int64),
             crowd=torch.empty(0, dtype=torch.bool),

@@ -69,7 +69,7 @@ class MaskHead(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_mask`, over the positive RoIs alone."""
         assert targets.masks is not None and targets.mask_frames is not None
-        # The one host sync of the step: convolutions on what is not positive would cost more.
+        # The host waits for the number of positives: convolutions on all RoIs would cost more.
         image, roi = torch.nonzero(rois.labels, as_tuple=True)
         boxes, objects = rois.boxes[image, roi], rois.objects[image, roi]
         wanted = mask_targets(

@@ -1,6 +1,6 @@
 """The region proposal network (Faster R-CNN, section 3.1; on a pyramid as in FPN, section 4.1).
 
-B images, A anchors of all levels, a anchors a cell, S sampled anchors, P proposals.
+B images, L levels, A anchors of all levels, a anchors a cell, S sampled anchors, P proposals.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mrcnn_lightning.ops.losses import rpn_losses
 from mrcnn_lightning.ops.matching import match
 from mrcnn_lightning.ops.nms import batched_nms
 from mrcnn_lightning.ops.precision import at_least_float32
-from mrcnn_lightning.ops.sampling import Sample, Stage, random_keys, sample
+from mrcnn_lightning.ops.sampling import SampledIndices, Stage, random_keys, sample
 from mrcnn_lightning.structures import Batch, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -32,18 +32,19 @@ class Anchors(nn.Module):
 
     def __init__(self, *, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float]) -> None:
         super().__init__()
-        self.cells = [cell_anchors(level_sizes, aspect_ratios) for level_sizes in sizes]
-        per_cell = {len(cell) for cell in self.cells}
+        cells = [cell_anchors(level_sizes, aspect_ratios) for level_sizes in sizes]
+        per_cell = {len(cell) for cell in cells}
         if len(per_cell) != 1:
             raise ValueError(f"model.rpn.anchors.sizes={sizes}: every level needs as many sizes")
         self.num_per_cell = per_cell.pop()
+        self.register_buffer("cells", torch.stack(cells), persistent=False)  # (L, a, 4)
+        self.cells: Tensor
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
         """All levels' anchors (A, 4) for a canvas of `image_size` (height, width)."""
         dtype = torch.promote_types(features[0].dtype, torch.float32)
-        cells = [cell.to(features[0].device, dtype) for cell in self.cells]
         sizes = [(level.shape[2], level.shape[3]) for level in features]
-        return anchor_grid(cells, sizes, image_size)
+        return anchor_grid(self.cells.to(dtype).unbind(), sizes, image_size)
 
 
 class AnchorSampler:
@@ -72,7 +73,9 @@ class AnchorSampler:
         self.negative_iou = negative_iou
         self.low_quality_matches = low_quality_matches
 
-    def __call__(self, anchors: Tensor, targets: Targets, keys: Tensor) -> tuple[Sample, Tensor]:
+    def __call__(
+        self, anchors: Tensor, targets: Targets, keys: Tensor
+    ) -> tuple[SampledIndices, Tensor]:
         """The sample, and the object (B, S) that each sampled anchor overlaps most."""
         objects, label = match(
             targets.boxes,

@@ -6,13 +6,14 @@ K classes.
 import logging
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
@@ -109,20 +110,25 @@ def _read_weights(weights: str, architecture: str, key: str) -> tuple[dict[str, 
         ) from error
 
 
-def _load_strictly(
-    module: nn.Module, state: Mapping[str, Tensor], source: str, fresh: set[str]
-) -> None:
-    """Load all of `state`; only parameters in `fresh` may be missing."""
-    own = module.state_dict()
+def differences(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, fresh: Iterable[str] = ()
+) -> str:
+    """What keeps `state` from being loaded into a module whose state is `own`; "" if nothing does.
+
+    Args:
+        own: by name.
+        state: by name.
+        fresh: names that may be missing.
+    """
     counters = {key for key in {*own, *state} if key.endswith("num_batches_tracked")}
-    missing = sorted(own.keys() - state.keys() - fresh - counters)
+    missing = sorted(own.keys() - state.keys() - set(fresh) - counters)
     left_over = sorted(state.keys() - own.keys() - counters)
     misshapen = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
         for key in sorted(own.keys() & state.keys())
         if own[key].shape != state[key].shape
     ]
-    problems = [
+    return "; ".join(
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for keys, what in [
             (missing, "missing"),
@@ -130,9 +136,17 @@ def _load_strictly(
             (misshapen, "of another shape"),
         ]
         if keys
-    ]
+    )
+
+
+def _load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, fresh: set[str]
+) -> None:
+    """Load all of `state`; only parameters in `fresh` may be missing."""
+    own = module.state_dict()
+    problems = differences(own, state, fresh=fresh)
     if problems:
-        raise ValueError(f"{source} is not of this architecture: {'; '.join(problems)}")
+        raise ValueError(f"{source} is not of this architecture: {problems}")
     module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
@@ -184,6 +198,13 @@ def load_detector(detector: "Detector", weights: str) -> None:
         }
     else:
         state, names = _from_torchvision(content)
+        eps = _norm_eps(detector)
+        if eps - {0.0}:
+            log.warning(
+                "weights=%s: torchvision's published detectors want backbone.norm_eps=0, it is %s",
+                weights,
+                sorted(eps),
+            )
     fresh = _fit_classes(state, names, detector)
     _load_strictly(detector, state, f"weights={weights}", fresh)
     log.info("model: loaded %d tensors of %s", len(state), weights)
@@ -191,9 +212,14 @@ def load_detector(detector: "Detector", weights: str) -> None:
         log.info("model: %s start afresh, since the classes are others", ", ".join(sorted(fresh)))
 
 
+def _norm_eps(detector: "Detector") -> set[float]:
+    norms = (FrozenBatchNorm2d, nn.BatchNorm2d)
+    return {layer.eps for layer in detector.backbone.modules() if isinstance(layer, norms)}
+
+
 def _require_zero_eps(detector: "Detector", weights: str) -> None:
-    eps = {getattr(layer, "eps", 0.0) for layer in detector.backbone.modules()}
-    if eps != {0.0}:
+    eps = _norm_eps(detector)
+    if eps - {0.0}:
         raise ValueError(
             f"weights={weights} was trained with a batch-norm epsilon of 0, the backbone has "
             f"{sorted(eps)}: set backbone.norm_eps=0"

@@ -33,9 +33,8 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, windows: Tensor) -> Tensor:
     """Boxes (B, N, 4) cut to each image's window (B, 4)."""
-    low = windows[:, None, [0, 1, 0, 1]]
-    high = windows[:, None, [2, 3, 2, 3]]
-    return boxes.clamp(min=low, max=high)
+    low, high = windows[:, None, :2], windows[:, None, 2:]
+    return boxes.clamp(min=torch.cat([low, low], dim=2), max=torch.cat([high, high], dim=2))
 
 
 def is_at_least(boxes: Tensor, min_side: float) -> Tensor:
@@ -58,12 +57,14 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
     sides, anchor_sides = sides.clamp(min=MIN_SIDE), anchor_sides.clamp(min=MIN_SIDE)
     shifts = (centers - anchor_centers) / anchor_sides
     deltas = torch.cat([shifts, torch.log(sides / anchor_sides)], dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    weighted = [delta * weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True)]
+    return torch.stack(weighted, dim=-1)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
     """Boxes that deltas make of anchors: the inverse of `encode`; both are (..., 4)."""
-    deltas = deltas / deltas.new_tensor(weights)
+    parts = [delta / weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True)]
+    deltas = torch.stack(parts, dim=-1)
     anchor_centers, anchor_sides = _centers_and_sides(anchors)
     centers = deltas[..., :2] * anchor_sides + anchor_centers
     half_sides = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_sides

@@ -28,9 +28,10 @@ def mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int) -> Ten
         boxes: (N, 4), the RoIs, in pixels.
         size: cells a side.
     """
-    cells = boxes.new_tensor([masks.shape[2], masks.shape[1]]).repeat(2)  # (M, M, M, M)
-    origins = frames[:, [0, 1, 0, 1]]
-    cells_per_pixel = cells / (frames[:, [2, 3, 2, 3]] - origins)
+    x1, y1, x2, y2 = frames.unbind(1)
+    origins = torch.stack([x1, y1, x1, y1], dim=1)
+    x_cells, y_cells = masks.shape[2] / (x2 - x1), masks.shape[1] / (y2 - y1)
+    cells_per_pixel = torch.stack([x_cells, y_cells, x_cells, y_cells], dim=1)
     number = torch.arange(len(masks), device=boxes.device, dtype=boxes.dtype)
     rois = torch.cat([number[:, None], (boxes - origins) * cells_per_pixel], dim=1)  # (N, 5)
     return torchvision.ops.roi_align(masks[:, None].to(boxes.dtype), rois, size, aligned=True)[:, 0]

@@ -49,6 +49,14 @@ def _taps(start: Tensor, length: Tensor, size: Tensor, num: int) -> tuple[Tensor
     return torch.stack([low, high], dim=-1).to(torch.int64), weights
 
 
+def _by_level(values: Sequence[float], level_index: Tensor) -> Tensor:
+    """Each RoI's own of one value a level, (R,), without a copy to the device to wait for."""
+    chosen = torch.full_like(level_index, values[0], dtype=torch.tensor(values).dtype)
+    for level, value in enumerate(values):
+        chosen = torch.where(level_index == level, value, chosen)
+    return chosen
+
+
 def roi_align(
     features: Sequence[Tensor],
     strides: Sequence[int],
@@ -77,18 +85,18 @@ def roi_align(
         (R, C, P, P), at least float32.
     """
     num_images, channels = features[0].shape[:2]
-    device, num = boxes.device, output_size * sampling_ratio
+    num = output_size * sampling_ratio
     rows = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in features])
     rows = at_least_float32(rows)  # (all cells, C)
 
     cells = [num_images * level.shape[2] * level.shape[3] for level in features]
-    sizes = torch.tensor([level.shape[2:] for level in features], device=device)  # (L, 2)
-    firsts = torch.tensor([sum(cells[:level]) for level in range(len(cells))], device=device)
-    scales = torch.tensor([1 / stride for stride in strides], dtype=boxes.dtype, device=device)
-    height, width = sizes[level_index].unbind(1)  # (R,)
-    first = firsts[level_index] + image_index * height * width  # (R,) row of the image's first cell
+    height = _by_level([level.shape[2] for level in features], level_index)  # (R,)
+    width = _by_level([level.shape[3] for level in features], level_index)
+    first = _by_level([sum(cells[:level]) for level in range(len(cells))], level_index)
+    first = first + image_index * height * width  # the row of the image's first cell
 
-    x1, y1, x2, y2 = (boxes * scales[level_index, None]).unbind(1)
+    scale = _by_level([1 / stride for stride in strides], level_index).to(boxes.dtype)
+    x1, y1, x2, y2 = (boxes * scale[:, None]).unbind(1)
     x, x_weight = _taps(x1, (x2 - x1).clamp(min=1), width, num)  # (R, P * S, 2)
     y, y_weight = _taps(y1, (y2 - y1).clamp(min=1), height, num)
 

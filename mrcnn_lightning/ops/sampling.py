@@ -23,7 +23,7 @@ class Stage(IntEnum):
     ROIS = 2
 
 
-class Sample(NamedTuple):
+class SampledIndices(NamedTuple):
     """Sampled candidates: positives first, then negatives, then unused places."""
 
     indices: Tensor  # (B, S) int64
@@ -58,8 +58,8 @@ def random_keys(keys: Tensor, stage: Stage, num: int) -> Tensor:
     return (bits << 31) | slots
 
 
-def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float) -> Sample:
-    """Sample `num` candidates an image, at most `positive_fraction` of them positive.
+def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float) -> SampledIndices:
+    """SampledIndices `num` candidates an image, at most `positive_fraction` of them positive.
 
     Negatives take the places that positives leave (Faster R-CNN, section 3.1.3).
 
@@ -85,4 +85,4 @@ def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float)
     valid = torch.cat([are_positives, are_negatives], dim=1)
     front = torch.argsort(valid, dim=1, descending=True, stable=True)[:, :num]
     valid = valid.gather(1, front)
-    return Sample(indices.gather(1, front), (front < num_positive) & valid, valid)
+    return SampledIndices(indices.gather(1, front), (front < num_positive) & valid, valid)

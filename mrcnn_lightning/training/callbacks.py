@@ -1,11 +1,13 @@
 """Callbacks that Lightning lacks."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -15,6 +17,73 @@ from mrcnn_lightning.ops.masks import paste_masks
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.task import DetectionTask
 from mrcnn_lightning.visualization import draw, save, side_by_side
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which would forget the best score in another folder.
+
+    A resumed run writes to a folder of its own, and starts it with a copy of the best checkpoint.
+
+    Args:
+        dirpath: folder for `best.ckpt`.
+        monitor: the metric.
+        mode: `max` or `min`, which is best.
+    """
+
+    def __init__(self, *, dirpath: str, monitor: str, mode: str) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best checkpoint and its score."""
+        old = Path(state_dict["best_model_path"])
+        assert self.dirpath is not None
+        if state_dict["dirpath"] != self.dirpath and old.is_file():
+            new = Path(self.dirpath, old.name)
+            _copy(old, new)
+            state_dict = state_dict | {
+                "dirpath": self.dirpath,
+                "best_model_path": str(new),
+                "kth_best_model_path": str(new),
+                "best_k_models": {str(new): state_dict["best_model_score"]},
+                "last_model_path": "",
+            }
+        super().load_state_dict(state_dict)
+
+
+@rank_zero_only
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+class LossProgressBar(RichProgressBar):
+    """Lightning's progress bar, which would read every loss from the device at every step.
+
+    Args:
+        refresh_rate: steps from one look to the next.
+    """
+
+    def __init__(self, *, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar on, if it is time."""
+        if (batch_idx + 1) % self.refresh_rate == 0 or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class APTable(Callback):

@@ -1,9 +1,14 @@
 """Whether the devices that a run asks for are there."""
 
+from collections.abc import Sequence
+
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 
-def check_devices(accelerator: str, devices: int | str | list[int], *, in_sweep: bool) -> None:
+def check_devices(
+    accelerator: str, devices: int | str | Sequence[int] | None, *, in_sweep: bool
+) -> None:
     """Refuse what Lightning would make something else of.
 
     Args:
@@ -14,8 +19,8 @@ def check_devices(accelerator: str, devices: int | str | list[int], *, in_sweep:
     Raises:
         ValueError: in one sentence, what is missing and what to do.
     """
-    num = len(devices) if isinstance(devices, list) else devices
-    if not isinstance(num, int) and num.isdigit():
+    num = devices if devices is None or isinstance(devices, (int, str)) else len(devices)
+    if isinstance(num, str) and num.isdigit():
         num = int(num)
     if not isinstance(num, int) or num < 1:  # "auto" and -1 take what is there
         return
@@ -30,7 +35,7 @@ def check_devices(accelerator: str, devices: int | str | list[int], *, in_sweep:
         raise ValueError(f"trainer.devices={num}, but this machine has {num_gpus} GPUs")
     if accelerator in ("gpu", "cuda") and not has_gpu:
         raise ValueError(f"trainer.accelerator={accelerator}, but this machine has no GPU")
-    if in_sweep and num > 1:
+    if in_sweep and num > 1 and not SLURMEnvironment.detect():
         raise ValueError(
             f"trainer.devices={num} under --multirun: a job of a sweep cannot start further "
             "processes; sweep on one device a job, or give the sweep launcher=slurm, whose jobs "

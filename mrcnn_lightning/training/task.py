@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import COCOMetric
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.weights import SPEC_KEY, load_detector
+from mrcnn_lightning.models.weights import SPEC_KEY, differences, load_detector
 from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 
@@ -92,20 +92,17 @@ class DetectionTask(lightning.LightningModule):
         self.scored_at: int | None = None  # after how many steps that was
 
     def setup(self, stage: str) -> None:
-        """Make the metric of the split that this stage evaluates.
+        """Make the metric of the split that this stage evaluates; without a mask head, no masks.
 
         Raises:
-            ValueError: the model wants masks and the data has none.
+            ValueError: the data has no annotations, or no masks where the model wants them.
         """
         data: COCODataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         has_masks = self.model.mask_head is not None
+        if not has_masks:
+            data.mini_mask_size = None
         for split in SPLITS_OF_STAGE[stage] if stage != "predict" else ():
-            if has_masks and not (data.annotations[split].has_masks and data.mini_mask_size):
-                raise ValueError(
-                    f"the model has a mask head, but data.{split}_json={data.files[split][1]} has "
-                    "objects without segmentation, or data.mini_mask_size is null: set "
-                    "model=faster_rcnn to train on boxes alone"
-                )
+            _require_truth(data, split, has_masks=has_masks)
         split = SPLITS_OF_STAGE[stage][-1]
         self.metric = COCOMetric(
             data.files[split][1] if stage != "predict" else None,
@@ -232,10 +229,10 @@ class DetectionTask(lightning.LightningModule):
         checkpoint[SPEC_KEY] = self.spec
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the classes before anything is loaded.
+        """Compare classes and weights before anything is loaded.
 
         Raises:
-            ValueError: it was trained on other classes.
+            ValueError: it was trained on other classes, or is of another architecture.
         """
         names = checkpoint[SPEC_KEY]["class_names"]
         if names != self.model.class_names:
@@ -244,6 +241,27 @@ class DetectionTask(lightning.LightningModule):
                 f"the {len(self.model.class_names)} classes {_some(self.model.class_names)}: give "
                 "its own data, or start a new training from it with weights=FILE"
             )
+        problems = differences(self.state_dict(), checkpoint["state_dict"])
+        if problems:
+            raise ValueError(
+                f"ckpt_path is of another architecture: {problems}; give the same overrides as in "
+                "its run (config.yaml in its folder)"
+            )
+
+
+def _require_truth(data: COCODataModule, split: str, *, has_masks: bool) -> None:
+    file, annotations = data.files[split][1], data.annotations[split]
+    remedy = "model=faster_rcnn learns from boxes alone"
+    if not annotations.is_annotated:
+        raise ValueError(f"data.{split}_json={file} has no annotations: stage=predict needs none")
+    if has_masks and data.mini_mask_size is None:
+        raise ValueError(f"the model has a mask head, but data.mini_mask_size is null: {remedy}")
+    if has_masks and annotations.without_mask:
+        raise ValueError(
+            f"the model has a mask head, but {len(annotations.without_mask)} objects of "
+            f"data.{split}_json={file} have no segmentation (annotations "
+            f"{_some([str(number) for number in annotations.without_mask])}): {remedy}"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

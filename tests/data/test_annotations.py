@@ -1,6 +1,8 @@
 """Files packed and unpacked, compared with pycocotools, and all that can be wrong with one."""
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ def content() -> dict[str, Any]:
         "categories": [{"id": 90, "name": "dog"}, {"id": 2, "name": "cat"}],
         "annotations": [
             annotation(1, 1, 90, {"size": [8, 10], "counts": compressed["counts"].decode()}),
-            annotation(2, 30, 2, SQUARE),
+            annotation(2, 30, 2, copy.deepcopy(SQUARE)),
             annotation(3, 1, 2, {"size": [8, 10], "counts": counts}, iscrowd=1),
             annotation(4, 1, 90, [*SQUARE, [2.0, 2, 7, 2, 7, 4]]),
         ],
@@ -80,7 +82,7 @@ def test_every_kind_of_segmentation(load: Load) -> None:
     assert packed.class_names == ["cat", "dog"] and packed.category_ids == [2, 90]
     assert packed.image_ids.tolist() == [30, 7, 1] and packed.image_sizes[1].tolist() == [20, 10]
     assert [packed.file_name(index) for index in range(3)] == ["a/x.png", "ü.jpg", "z.jpg"]
-    assert packed.has_masks
+    assert packed.without_mask == [] and packed.is_annotated
     objects = packed.objects(2)
     assert objects.labels.tolist() == [2, 1, 2] and objects.crowd.tolist() == [False, True, False]
     assert objects.boxes.tolist() == [[1, 1, 5, 5]] * 3
@@ -132,7 +134,7 @@ def test_what_cannot_be_learnt_from_is_left_out(load: Load) -> None:
         annotation(7, 7, 2, [[1, 1, 2, 2], *SQUARE]),
     ]
     packed = load(value)
-    assert packed.has_masks and len(packed.objects(1).labels) == 1
+    assert packed.without_mask == [] and len(packed.objects(1).labels) == 1
     assert len(packed.objects(1).shapes[0]) == 1
 
 
@@ -141,15 +143,41 @@ def test_boxes_alone(load: Load) -> None:
     for entry in value["annotations"]:
         del entry["segmentation"]
     packed = load(value)
-    assert not packed.has_masks and packed.objects(2).shapes == [b""] * 3
+    assert packed.without_mask == [2, 1, 4] and packed.objects(2).shapes == [b""] * 3
     value["annotations"] = [annotation(1, 1, 2, [], iscrowd=1)]
-    assert load(value).has_masks
+    assert load(value).without_mask == []
 
 
 def test_no_annotations_at_all(load: Load) -> None:
     value = content()
     del value["annotations"]
-    assert sum(len(load(value).objects(index).labels) for index in range(3)) == 0
+    packed = load(value)
+    assert sum(len(packed.objects(index).labels) for index in range(3)) == 0
+    assert not packed.is_annotated and load(value | {"annotations": []}).is_annotated
+    assert len(load(value | {"annotations": None}).objects(0).labels) == 0
+
+
+def test_numbers_that_are_whole_though_they_are_floats(load: Load) -> None:
+    value = content()
+    value["images"][2] |= {"id": 1.0, "height": 8.0}
+    value["annotations"][0]["category_id"] = 90.0
+    packed = load(value)
+    assert packed.image_ids.dtype == torch.int64 and packed.image_sizes[2].tolist() == [8, 10]
+    assert packed.objects(2).labels.tolist() == [2, 1, 2]
+
+
+def test_another_process_opens_the_file_for_itself(load: Load) -> None:
+    packed = load(content())
+    sent = pickle.dumps(packed)
+    assert len(sent) < 1000
+    assert pickle.loads(sent).objects(2).boxes.tolist() == packed.objects(2).boxes.tolist()
+
+
+def test_a_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text(json.dumps(content()))
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ValueError, match=r"data.cache_dir=.*cache cannot be written to, give ano"):
+        Annotations.load(tmp_path / "file.json", cache_dir=tmp_path / "cache")
 
 
 def wrong(path: str, new: Any) -> dict[str, Any]:
@@ -173,9 +201,14 @@ def wrong(path: str, new: Any) -> dict[str, Any]:
         ([], r"file.json is no COCO-format file: it has no list of images"),
         (wrong("categories", ...), r"it has no list of categories"),
         (wrong("images", []), r"file.json has no images"),
+        (wrong("images.1", 3), r"no COCO-format file: its images are no list of objects"),
+        (wrong("annotations", {"a": 1}), r"its annotations are no list of objects"),
         (wrong("images.1.height", ...), r"image 2 of 3 has height=None, which must be a whole"),
+        (wrong("images.1.height", 0), r"image 2 of 3 has height=0, .* whole number from 1 on"),
+        (wrong("images.1.id", -1), r"image 2 of 3 has id=-1, .* whole number from 0 on"),
+        (wrong("images.1.id", 1.5), r"image 2 of 3 has id=1.5, which must be a whole number"),
         (wrong("images.1.file_name", 3), r"image 2 of 3 has file_name=3, which must be text"),
-        (wrong("images.1.id", 30), r"has 1 images with ids of other images"),
+        (wrong("images.1.id", 30), r"has two images with the id 30"),
         (wrong("categories.1.id", 90), r"has two categories with the id 90"),
         (wrong("categories.1.name", "dog"), r"has two categories with the name dog"),
         (wrong("annotations.1.image_id", 5), r"1 annotations name an image .*: annotation 2 \(im"),
@@ -183,13 +216,30 @@ def wrong(path: str, new: Any) -> dict[str, Any]:
             wrong("annotations.1.category_id", ...),
             r"1 annotations name a category .*: annotation 2",
         ),
+        (
+            wrong("annotations.1.category_id", [2]),
+            r"1 annotations name a category .*: annotation 2",
+        ),
         (wrong("annotations.1.bbox", [1, 2, 3]), r"annotation 2 has bbox=\[1, 2, 3\], .* four"),
         (wrong("annotations.1.bbox.2", None), r"annotation 2 has bbox=.* four numbers"),
+        (wrong("annotations.1.bbox.2", float("nan")), r"annotation 2 has bbox=.* four numbers"),
         (wrong("annotations.1.segmentation", [[1, 2, 3]]), r"of annotation 2 is no list of polyg"),
         (wrong("annotations.1.segmentation", ["x"]), r"of annotation 2 is no list of polygons"),
-        (wrong("annotations.1.segmentation", {"a": 1}), r"2 is neither a list of polygons nor run"),
+        (wrong("annotations.1.segmentation", [["1"] * 6]), r"of annotation 2 is no list of polyg"),
+        (wrong("annotations.1.segmentation", [[[1, 1]] * 4]), r"annotation 2 is no list of polyg"),
+        (wrong("annotations.1.segmentation.0.3", float("nan")), r"annotation 2 .* finite numbers"),
+        (wrong("annotations.1.segmentation.0.3", float("inf")), r"annotation 2 .* finite numbers"),
+        (wrong("annotations.1.segmentation", 7), r"2 is neither a list of polygons nor run"),
+        (wrong("annotations.1.segmentation", {"a": 1}), r"annotation 2 is of size None, its image"),
         (wrong("annotations.0.segmentation.size", [10, 8]), r"of size \[10, 8\], its image of"),
+        (wrong("annotations.0.segmentation.size", 8), r"of size 8, its image of"),
+        (wrong("annotations.0.segmentation.counts", "52"), r"run lengths whose sum is not"),
+        (wrong("annotations.0.segmentation.counts", "abc"), r"counts that end within a number"),
+        (wrong("annotations.0.segmentation.counts", "ü"), r"counts that are no compressed run"),
+        (wrong("annotations.0.segmentation.counts", None), r"neither a text nor a list of whole"),
         (wrong("annotations.2.segmentation.counts", [3, 4]), r"run lengths whose sum is not"),
+        (wrong("annotations.2.segmentation.counts", [90, -10]), r"run lengths whose sum is not"),
+        (wrong("annotations.2.segmentation.counts", [80.0]), r"neither a text nor a list of who"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(load: Load, value: Any, message: str) -> None:

@@ -49,6 +49,23 @@ def test_epochs_have_other_orders_and_leave_out_other_images() -> None:
     assert set(counts) == set(range(51)) and min(counts.values()) > 25
 
 
+@pytest.mark.parametrize(("num_wide", "num_high"), [(48, 1), (40, 3), (3, 40), (1, 4), (1602, 15)])
+def test_no_image_is_left_out_for_ever(num_wide: int, num_high: int) -> None:
+    stream = TrainBatchSampler(
+        torch.tensor([[30, 40]] * num_wide + [[40, 30]] * num_high),
+        batch_size=4,
+        rank=0,
+        world_size=1,
+        accumulate=1,
+        seed=1,
+        images_seen=lambda: 0,
+    )
+    orders = [stream._steps(epoch) for epoch in range(40)]
+    assert len(torch.cat(orders).unique()) == num_wide + num_high
+    for order in orders:
+        assert sum(len(set((images < num_wide).tolist())) > 1 for images in order) <= 1
+
+
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4)])
 def test_the_images_of_a_step_do_not_depend_on_how_they_are_dealt(
     world_size: int, accumulate: int

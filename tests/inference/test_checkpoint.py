@@ -46,6 +46,25 @@ def test_targets_in_lists_are_looked_at() -> None:
         require_own_parts({"parts": [{"deep": [{"_target_": "os.system"}]}]})
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        "${oc.create:{_target_:builtins.print}}",
+        {"${oc.create:{_target_:builtins.print}}": 1},
+        {"_target_": "mrcnn_lightning.models.rpn.Anchors", "_args_": [1]},
+        {"deep": [{"text": "a${oc.env:HOME}"}]},
+    ],
+)
+def test_texts_that_hydra_would_run_are_refused(
+    checkpoint: Path, tmp_path: Path, part: object
+) -> None:
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    content["mrcnn_lightning"]["model"]["neck"] = part
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="the checkpoint's model has"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other.ckpt is no checkpoint of this project"):

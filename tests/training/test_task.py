@@ -92,7 +92,7 @@ def test_batch_size_that_does_not_divide(tiny: Callable[..., list[str]]) -> None
 def test_masks_that_are_not_there(tiny: Callable[..., list[str]]) -> None:
     overrides = tiny("data.mini_mask_size=null", "trainer.max_steps=2")
     task, data, trainer = build(overrides)
-    with pytest.raises(ValueError, match="has a mask head, but .* set model=faster_rcnn"):
+    with pytest.raises(ValueError, match="has a mask head, but .* is null: model=faster_rcnn"):
         trainer.fit(task, datamodule=data)
     task, data, trainer = build([*overrides, "model=faster_rcnn"])
     trainer.fit(task, datamodule=data)
