@@ -42,7 +42,9 @@ def draw(
         values = scores.cpu()[seen].tolist()
         names = [f"{name} {value:.2f}" for name, value in zip(names, values, strict=True)]
     if masks is not None:
-        image = draw_segmentation_masks(image, masks.cpu()[seen], alpha=0.5, colors=colors)
+        # One by one: all at once, torchvision leaves black where they overlap.
+        for mask, color in zip(masks.cpu()[seen], colors, strict=True):
+            image = draw_segmentation_masks(image, mask, alpha=0.5, colors=[color])
     return draw_bounding_boxes(image, boxes.cpu()[seen], names, colors=colors)
 
 
