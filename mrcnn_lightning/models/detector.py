@@ -96,8 +96,8 @@ class Detector(nn.Module):
         features = self.features(batch) if features is None else features
         output = self.rpn(features, tuple(batch.images.shape[2:]))
         losses = self.rpn.loss(output, batch.targets, batch.keys)
-        proposals, valid = self.rpn.propose(output, batch, training=True)
-        rois = self.roi_sampler(proposals, valid, batch.targets, batch.keys)
+        proposals = self.rpn.propose(output, batch, training=True)
+        rois = self.roi_sampler(proposals, batch.targets, batch.keys)
         losses |= self.box_head.loss(features, rois, batch.targets)
         if self.mask_head is not None:
             losses |= self.mask_head.loss(features, rois, batch.targets)
@@ -113,8 +113,10 @@ class Detector(nn.Module):
         """
         features = self.features(batch) if features is None else features
         output = self.rpn(features, tuple(batch.images.shape[2:]))
-        proposals, valid = self.rpn.propose(output, batch, training=False)
-        detections = self.box_head.predict(features, proposals, valid, batch.windows)
+        proposals = self.rpn.propose(output, batch, training=False)
+        detections = self.box_head.predict(
+            features, proposals.boxes, proposals.valid, batch.windows
+        )
         if self.mask_head is not None:
             detections.masks = self.mask_head.predict(features, detections)
         return detections

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.models.rpn import Proposals
 from mrcnn_lightning.ops.matching import IGNORED, match
 from mrcnn_lightning.ops.sampling import Stage, random_keys, sample
 from mrcnn_lightning.structures import Targets
+
+# Names objects among anchors when numbers are drawn; no image has so many anchors.
+_FIRST_OBJECT = 2**30
 
 
 @dataclass
@@ -50,27 +54,32 @@ class RoISampler:
         self.add_ground_truth = add_ground_truth
 
     @torch.no_grad()
-    def __call__(
-        self, proposals: Tensor, valid: Tensor, targets: Targets, keys: Tensor
-    ) -> SampledRoIs:
-        """Sample from proposals (B, P, 4), of which `valid` (B, P) are there."""
+    def __call__(self, proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
+        """Sample from proposals.
+
+        What is drawn for a proposal depends on its anchor, not on its rank: two that change places
+        because their scores are nearly equal (in another precision, say) leave the sample as it is.
+        """
+        boxes, valid, slots = proposals
         if self.add_ground_truth:
-            proposals = torch.cat([proposals, targets.boxes], dim=1)
+            boxes = torch.cat([boxes, targets.boxes], dim=1)
             valid = torch.cat([valid, targets.trainable], dim=1)
+            objects = torch.arange(targets.boxes.shape[1], device=slots.device) + _FIRST_OBJECT
+            slots = torch.cat([slots, objects.expand(len(slots), -1)], dim=1)
         objects, label = match(
             targets.boxes,
             targets.trainable,
-            proposals,
+            boxes,
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
             low_quality_matches=False,
         )
         label = torch.where(valid, label, IGNORED)
-        random = random_keys(keys, Stage.ROIS, proposals.shape[1])
+        random = random_keys(keys, Stage.ROIS, slots)
         chosen = sample(label, random, num=self.num, positive_fraction=self.positive_fraction)
         objects = objects.gather(1, chosen.indices)
         return SampledRoIs(
-            boxes=proposals.gather(1, chosen.indices[..., None].expand(-1, -1, 4)),
+            boxes=boxes.gather(1, chosen.indices[..., None].expand(-1, -1, 4)),
             labels=targets.labels.gather(1, objects) * chosen.positive,
             objects=objects,
             valid=chosen.valid,

@@ -85,7 +85,8 @@ class AnchorSampler:
             negative_iou=self.negative_iou,
             low_quality_matches=self.low_quality_matches,
         )
-        random = random_keys(keys, Stage.ANCHORS, len(anchors))
+        slots = torch.arange(len(anchors), device=anchors.device)
+        random = random_keys(keys, Stage.ANCHORS, slots)
         chosen = sample(label, random, num=self.num, positive_fraction=self.positive_fraction)
         return chosen, objects.gather(1, chosen.indices)
 
@@ -117,10 +118,8 @@ class ProposalSelector:
         self.nms_iou = nms_iou
         self.min_side = min_side
 
-    def __call__(
-        self, output: "RPNOutput", windows: Tensor, *, training: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Proposals (B, P, 4), best first, and which of them are there (B, P)."""
+    def __call__(self, output: "RPNOutput", windows: Tensor, *, training: bool) -> "Proposals":
+        """The proposals, best first."""
         indices, levels, first = [], [], 0
         for level, size in enumerate(output.level_sizes):
             scores = output.objectness[:, first : first + size]
@@ -141,7 +140,8 @@ class ProposalSelector:
             iou_threshold=self.nms_iou,
             num=self.num[training],
         )
-        return boxes.gather(1, kept[..., None].expand(-1, -1, 4)) * valid[..., None], valid
+        boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4)) * valid[..., None]
+        return Proposals(boxes, valid, index.gather(1, kept))
 
 
 class RPNOutput(NamedTuple):
@@ -151,6 +151,14 @@ class RPNOutput(NamedTuple):
     objectness: Tensor  # (B, A) logits
     deltas: Tensor  # (B, A, 4)
     level_sizes: list[int]  # anchors of each level
+
+
+class Proposals(NamedTuple):
+    """Where objects may be."""
+
+    boxes: Tensor  # (B, P, 4), zeros where there are fewer
+    valid: Tensor  # (B, P) bool
+    anchors: Tensor  # (B, P) int64, which anchor each of them was
 
 
 class RPN(nn.Module):
@@ -210,6 +218,6 @@ class RPN(nn.Module):
         )
 
     @torch.no_grad()
-    def propose(self, output: RPNOutput, batch: Batch, *, training: bool) -> tuple[Tensor, Tensor]:
-        """Proposals (B, P, 4), best first, zeros where there are fewer, and validity (B, P)."""
+    def propose(self, output: RPNOutput, batch: Batch, *, training: bool) -> Proposals:
+        """The proposals, best first."""
         return self.selector(output, batch.windows, training=training)

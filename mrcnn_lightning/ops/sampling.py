@@ -44,17 +44,16 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ (bits >> 16)
 
 
-def random_keys(keys: Tensor, stage: Stage, num: int) -> Tensor:
-    """Random int64 numbers (B, num) >= 0, distinct within an image, that depend on nothing else.
+def random_keys(keys: Tensor, stage: Stage, slots: Tensor) -> Tensor:
+    """Random int64 numbers (B, N) >= 0 that depend on image, stage and slot alone.
 
     Args:
         keys: (B,) the images' seeds from `image_key`.
         stage: what is drawn.
-        num: how many numbers an image.
+        slots: (N,) or (B, N) int64 in 0..2^31, the candidates' names; other ones, other numbers.
     """
-    slots = torch.arange(num, device=keys.device)
     seeds = _mix(keys ^ _mix(torch.full_like(keys, int(stage))))
-    bits = _mix(seeds[:, None] ^ _mix(slots))  # (B, num)
+    bits = _mix(seeds[:, None] ^ _mix(slots))  # (B, N)
     return (bits << 31) | slots
 
 

@@ -147,7 +147,7 @@ def test_proposals(double: tuple[Any, Detector], batch: Batch) -> None:
     named = dict(enumerate(features))
     theirs, _ = peer.rpn(canvas, named)
     output = ours.rpn(features, CANVAS)
-    proposals, valid = ours.rpn.propose(output, batch, training=False)
+    proposals, valid, _ = ours.rpn.propose(output, batch, training=False)
     for image, expected in enumerate(theirs):
         assert valid[image].sum() == len(expected) > 100
         assert relative(proposals[image, valid[image]], expected) < 1e-9
@@ -215,8 +215,9 @@ def losses_of_peer(
     loss_objectness, loss_rpn_box_reg = rpn.compute_loss(objectness, deltas, labels, goals)
 
     heads: RoIHeads = peer.roi_heads
-    proposals, valid = ours.rpn.propose(output, batch, training=True)
-    rois = ours.roi_sampler(proposals, valid, batch.targets, batch.keys)
+    proposed = ours.rpn.propose(output, batch, training=True)
+    proposals, valid, _ = proposed
+    rois = ours.roi_sampler(proposed, batch.targets, batch.keys)
     pool = heads.add_gt_proposals(
         [proposals[i, valid[i]] for i in range(len(batch))], [t["boxes"] for t in targets]
     )
