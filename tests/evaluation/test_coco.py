@@ -211,3 +211,24 @@ def test_files_that_count_from_0_and_say_less_than_coco(tmp_path: Path) -> None:
 def test_nothing_was_seen(truth: Any) -> None:
     scored = metric(shared(TRUTH_FILE), truth["categories"])
     assert scored.results() == []
+
+
+def test_a_crowd_that_is_only_a_box(tmp_path: Path) -> None:
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "iscrowd": 0}
+    square = [[10.0, 10, 30, 10, 30, 30, 10, 30]]
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 50, "width": 50}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            thing | {"segmentation": square},
+            thing | {"id": 2, "iscrowd": 1, "bbox": [35, 35, 10, 10]},
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    scored = metric(tmp_path / "truth.json", truth["categories"])
+    rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(square, 50, 50))
+    box = torch.tensor([[10.0, 10, 30, 30]], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    scored.update([ImageDetections(1, (50, 50), box, one, one.long(), [rle["counts"]])])
+    metrics = scored.compute()
+    assert metrics["box_ap"] == metrics["mask_ap"] == pytest.approx(1)
