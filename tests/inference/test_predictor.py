@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from PIL import Image
 
 from mrcnn_lightning.inference import Predictor
 from mrcnn_lightning.ops.masks import decode_masks
+from mrcnn_lightning.structures import Batch, Detections
 
 
 @pytest.fixture
@@ -35,27 +37,45 @@ def test_three_lines_of_python(checkpoint: Path, photos: list[Path]) -> None:
 
 def test_batches_change_nothing(checkpoint: Path, photos: list[Path]) -> None:
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    left_over = total = 0
     for one, other in zip(predictor(photos), predictor(photos, batch_size=4), strict=True):
-        assert torch.equal(one.labels, other.labels)
-        torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=1e-2)
+        distance = (one.boxes[:, None] - other.boxes).abs().amax(2)
+        distance += 1e3 * (one.labels[:, None] != other.labels)
+        # As sets: two with nearly one score may change places, or one at the threshold be missing.
+        left_over += int((distance.amin(1) > 1e-2).sum())
+        total += len(one.labels)
+    assert total > 10 and left_over <= total / 100
 
 
-def test_images_are_resized_and_boxes_come_back_in_their_own_pixels(
-    checkpoint: Path, photos: list[Path], tmp_path: Path
+class LeftUpperQuarter(torch.nn.Module):
+    """A model that always finds one thing, a quarter of the image, in the network's pixels."""
+
+    class_names: ClassVar = ["thing"]
+
+    def predict(self, batch: Batch) -> Detections:
+        return Detections(
+            boxes=batch.windows[:, None] / 2,
+            scores=torch.ones(len(batch), 1),
+            labels=torch.ones(len(batch), 1, dtype=torch.int64),
+            masks=torch.ones(len(batch), 1, 28, 28),
+        )
+
+
+@pytest.mark.parametrize("size", [(100, 230), (64, 64), (30, 40), (333, 50)])
+def test_detections_come_back_in_the_images_own_pixels(
+    tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
-    found = predictor(photos)
-    clearest = max(
-        range(len(found)), key=lambda n: found[n].scores.max() if len(found[n].scores) else 0
-    )
-    image = Image.open(photos[clearest])
-    image.resize((image.width * 4, image.height * 4), Image.Resampling.LANCZOS).save(
-        tmp_path / "large.png"
-    )
-    small, (large,) = found[clearest], predictor([tmp_path / "large.png"])
-    assert len(small.labels) and large.size == (small.size[0] * 4, small.size[1] * 4)
-    best = small.boxes[0] * 4
-    assert (large.boxes - best).abs().amax(1).min() < 8
+    height, width = size
+    Image.new("RGB", (width, height)).save(tmp_path / "a.png")
+    model: Any = LeftUpperQuarter()
+    predictor = Predictor(model, category_ids=[1], min_size=64, max_size=128, device="cpu")
+    (found,) = predictor([tmp_path / "a.png"])
+    expected = torch.tensor([[0, 0, width / 2, height / 2]], dtype=torch.float64)
+    assert found.rles is not None and found.size == size
+    torch.testing.assert_close(found.boxes, expected, rtol=1e-6, atol=0)
+    (mask,) = decode_masks(found.rles, size)  # the border of a pasted mask fades
+    assert mask[2 : height // 2 - 2, 2 : width // 2 - 2].all()
+    assert not mask[height // 2 + 2 :].any() and not mask[:, width // 2 + 2 :].any()
 
 
 def test_a_file_that_is_no_image_is_an_error(checkpoint: Path, tmp_path: Path) -> None:

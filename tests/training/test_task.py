@@ -44,7 +44,8 @@ def test_parameter_groups_hold_each_trained_parameter_once() -> None:
 
 
 def test_the_loss_falls_and_everything_is_logged(tiny: Callable[..., list[str]]) -> None:
-    task, data, trainer = build(tiny("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"))
+    torch.manual_seed(0)
+    task, data, trainer = build(tiny("trainer.max_epochs=8", "trainer.check_val_every_n_epoch=8"))
     first = task.model.loss(next(iter(data.train_dataloader())))
     trainer.fit(task, datamodule=data)
     metrics = trainer.callback_metrics
