@@ -166,6 +166,26 @@ def test_runs_that_end_early_or_say_little(
     assert status == 0, output[-2000:]
 
 
+def test_evaluations_by_steps_are_all_within_training(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """As in the published recipes: across epochs (of 6 steps here), the last at the last step."""
+    status, output = run_main(
+        *tiny(
+            "trainer.max_epochs=-1",
+            "trainer.max_steps=14",
+            "trainer.check_val_every_n_epoch=null",
+            "trainer.val_check_interval=7",
+            "callbacks.early_stopping=null",
+            f"hydra.run.dir={tmp_path}/run",
+        )
+    )
+    assert status == 0, output[-2000:]
+    titles = [line.strip() for line in output.splitlines() if "COCO AP after" in line]
+    assert titles == ["COCO AP after 7 steps", "COCO AP after 14 steps"]
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
 def test_devices_that_lightning_refuses(
     fails: Callable[..., str], tiny: Callable[..., list[str]]
 ) -> None:
