@@ -1,5 +1,6 @@
 """A run: the configuration's objects are built, and Lightning does the rest."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE
 from mrcnn_lightning.errors import ignore_known_warnings, in_one_sentence
-from mrcnn_lightning.models.weights import read_checkpoint
+from mrcnn_lightning.phases import run_phases, save_last
 from mrcnn_lightning.training.devices import check_devices
 
 PACKAGE = Path(__file__).resolve().parent
 # A wheel has the configuration inside the package, a checkout beside it.
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+_build = partial(hydra.utils.instantiate, _convert_="all")
 
 
 def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
@@ -25,27 +27,29 @@ def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
     if cfg.stage not in SPLITS_OF_STAGE:
         raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
-    if cfg.ckpt_path is not None:
-        read_checkpoint(cfg.ckpt_path)
-    elif cfg.stage != "fit" and cfg.weights is None:
+    if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
         raise ValueError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
+    return run_phases(cfg, _run)
+
+
+def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
+    """One fit or evaluation: AP, and the last checkpoint of a phase."""
     if cfg.ckpt_path is not None or cfg.weights is not None:
         cfg.backbone.weights = None  # they would be overwritten
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-
     data = _build(cfg.data)
     data.setup(cfg.stage)
     classes = {"class_names": data.class_names, "category_ids": data.category_ids}
-    spec = classes | {"min_size": data.min_size, "max_size": data.max_size}
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    task = _build(cfg.task)(spec=spec | {"model": resolved["model"]}, **classes)
+    spec = classes | {key: resolved["data"][key] for key in ("resize", "canvas")}
+    task = _build(cfg.task)(spec=spec | {"model": resolved["model"], "phase": phase}, **classes)
     trainer = _build(
         cfg.trainer,
         callbacks=[_build(callback) for callback in cfg.callbacks.values() if callback],
         logger=[_build(logger) for logger in cfg.logger.values()],
     )
     if trainer.is_global_zero:
-        OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
+        OmegaConf.save(cfg, Path(cfg.run_dir, "config.yaml"), resolve=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(resolved)
     options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
@@ -60,11 +64,7 @@ def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # or the next job of a sweep would go on with its run
-    return task.results.get("ap")
-
-
-def _build(node: DictConfig, **arguments: Any) -> Any:
-    return hydra.utils.instantiate(node, _convert_="all", **arguments)
+    return task.results.get("ap"), save_last(trainer, cfg.run_dir) if phase else None
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -48,7 +48,7 @@ class Targets:
 
 @dataclass
 class Batch:
-    """Images of different sizes in the top left corner of one padded canvas, and their targets."""
+    """Images of different sizes, each somewhere on one padded canvas, and their targets."""
 
     images: Tensor  # (B, 3, H, W) uint8 RGB
     image_ids: Tensor  # (B,) int64, as in the annotation file

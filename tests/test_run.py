@@ -228,7 +228,7 @@ def test_annotations_that_a_stage_needs(
     assert "2 objects of data.val_json=" in line and "(annotations 1, 2): model=faster" in line
     del content["annotations"]
     (tmp_path / "test.json").write_text(json.dumps(content))
-    same = ("backbone.width=16", "model.neck.out_channels=48", "model.box_head.hidden=256")
+    same = ("backbone.width=16", "model.neck.out_channels=48", "model.box_head.trunk.hidden=256")
     line = fails(
         *tiny(
             "stage=test", f"ckpt_path={checkpoint}", f"data.test_json={tmp_path}/test.json", *same

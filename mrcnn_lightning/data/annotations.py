@@ -1,6 +1,6 @@
 """Annotations that all workers and ranks of a machine share as one memory-mapped file.
 
-N images, G objects of one image, P points of a polygon.
+N images, O objects of all images, G objects of one image, P points of a polygon.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
@@ -79,6 +80,11 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def num_trainable(self) -> Tensor:
+        """How many objects each image has, crowds aside, (N,)."""
+        numbers = F.pad((~self._packed["crowd"]).cumsum(0), (1, 0))  # (O + 1,)
+        return numbers[self._packed["object_ends"]].diff(prepend=numbers[:1])
 
     def file_name(self, index: int) -> str:
         """The image's file, relative to the folder of images."""

@@ -1,18 +1,18 @@
 """The LightningDataModule of COCO and of any COCO-format set."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from torchvision.transforms.v2 import functional as tv_functional
 
 from mrcnn_lightning.data.annotations import Annotations
-from mrcnn_lightning.data.dataset import COCODataset, canvas_size, collate
+from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
+from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import Sample, compose_transforms
 
 # What each stage reads; the last is what it evaluates.
@@ -22,34 +22,6 @@ SPLITS_OF_STAGE = {
     "test": ("test",),
     "predict": ("test",),
 }
-
-
-def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width after the shorter side became `min_size`, or the longer `max_size`."""
-    short, long = min(size), max(size)
-    new_short, new_long = min_size, int(min_size * long / short)
-    if new_long > max_size:
-        new_short, new_long = max(1, int(max_size * short / long)), max_size
-    return (new_short, new_long) if size[0] <= size[1] else (new_long, new_short)
-
-
-class ResizeShorterSide:
-    """Resizes images and their points as `resized_size` says, for evaluation and prediction.
-
-    Args:
-        min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
-        max_size: the longest side.
-    """
-
-    def __init__(self, *, min_size: int, max_size: int) -> None:
-        self.min_size = min_size
-        self.max_size = max_size
-
-    def __call__(self, *parts: Tensor) -> Any:
-        """An image (3, H, W), or an image and its points."""
-        size = resized_size((parts[0].shape[1], parts[0].shape[2]), self.min_size, self.max_size)
-        resized = tuple(tv_functional.resize(part, list(size)) for part in parts)
-        return resized if len(resized) > 1 else resized[0]
 
 
 class COCODataModule(lightning.LightningDataModule):
@@ -65,10 +37,13 @@ class COCODataModule(lightning.LightningDataModule):
         prepare: called first, to make the files; or None.
         batch_size: images an optimizer step, over all devices and accumulated batches.
         eval_batch_size: images a device in evaluation.
-        min_size: the shorter side of an image in evaluation and prediction, in pixels.
-        max_size: at most the longer side.
+        resize: of images in evaluation and prediction.
+        canvas: of batches.
         train_transforms: torchvision's transforms v2, resizing among them.
         mini_mask_size: cells a side of the masks that are learnt from; None for no masks.
+        skip_empty: whether training leaves out images without an object that is no crowd.
+        max_objects: at most so many objects of an image in training, drawn at random; or None.
+        boxes_from_masks: whether boxes in training are those of the masks' pixels.
         num_workers: processes a device that load images.
         cache_dir: for packed annotations.
         seed: of the order of images and of augmentation.
@@ -86,10 +61,13 @@ class COCODataModule(lightning.LightningDataModule):
         prepare: Callable[[], None] | None,
         batch_size: int,
         eval_batch_size: int,
-        min_size: int,
-        max_size: int,
+        resize: Resize,
+        canvas: Canvas,
         train_transforms: Sequence[Callable[..., Any]],
         mini_mask_size: int | None,
+        skip_empty: bool,
+        max_objects: int | None,
+        boxes_from_masks: bool,
         num_workers: int,
         cache_dir: str,
         seed: int,
@@ -103,10 +81,13 @@ class COCODataModule(lightning.LightningDataModule):
         self.prepare = prepare
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.min_size = min_size
-        self.max_size = max_size
+        self.resize = resize
+        self.canvas = canvas
         self.train_transform = compose_transforms(train_transforms)
         self.mini_mask_size = mini_mask_size
+        self.skip_empty = skip_empty
+        self.max_objects = max_objects
+        self.boxes_from_masks = boxes_from_masks
         self.num_workers = num_workers
         self.cache_dir = cache_dir
         self.seed = seed
@@ -172,24 +153,22 @@ class COCODataModule(lightning.LightningDataModule):
         """Augmented batches of this rank, from where training stands.
 
         Raises:
-            ValueError: the batch size does not divide by the devices, or there are too few images.
+            ValueError: the batch size does not divide by the devices, there are too few images,
+                or no masks where boxes are made from them.
         """
         world_size = self.trainer.world_size if self.trainer else 1
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        num = len(self.annotations["train"])
         if self.batch_size % (world_size * accumulate):
             raise ValueError(
                 f"data.batch_size={self.batch_size} images a step do not divide by {world_size} "
                 f"devices x {accumulate} accumulated batches: make it a multiple of "
                 f"{world_size * accumulate}"
             )
-        if num < self.batch_size:
-            raise ValueError(
-                f"data.batch_size={self.batch_size}, but data.train_json={self.files['train'][1]} "
-                f"has {num} images: make it {num} or less"
-            )
+        self._require_masks()
+        dataset = self._dataset("train", self.train_transform)
+        self._require_enough(len(dataset))
         sampler = TrainBatchSampler(
-            self.annotations["train"].image_sizes,
+            dataset.image_sizes,
             batch_size=self.batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
@@ -197,7 +176,37 @@ class COCODataModule(lightning.LightningDataModule):
             seed=self.seed,
             images_seen=self._images_seen,
         )
-        return self._loader("train", self.train_transform, sampler)
+        return self._loader(dataset, sampler)
+
+    def _require_enough(self, num: int) -> None:
+        file, what = self.files["train"][1], "images"
+        if self.skip_empty:
+            what = "images with objects (data.skip_empty=true)"
+            if num == 0:
+                raise ValueError(
+                    f"data.train_json={file} has no {what}: give another file, or set "
+                    "data.skip_empty=false"
+                )
+        if num < self.batch_size:
+            raise ValueError(
+                f"data.batch_size={self.batch_size}, but data.train_json={file} has {num} {what}: "
+                f"make it {num} or less"
+            )
+
+    def _require_masks(self) -> None:
+        without = self.annotations["train"].without_mask
+        if not self.boxes_from_masks or (self.mini_mask_size is not None and not without):
+            return
+        if self.mini_mask_size is None:
+            reason = "data.mini_mask_size is null, or the model has no mask head"
+        else:
+            reason = (
+                f"{len(without)} objects of data.train_json={self.files['train'][1]} have no "
+                f"segmentation, the first is annotation {without[0]}"
+            )
+        raise ValueError(
+            f"data.boxes_from_masks=true wants masks, but {reason}: set data.boxes_from_masks=false"
+        )
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Batches of the validation set, each of one padded size."""
@@ -213,35 +222,37 @@ class COCODataModule(lightning.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader[Sample]:
         sizes = [
-            resized_size((height, width), self.min_size, self.max_size)
+            self.resize.size((height, width))
             for height, width in self.annotations[split].image_sizes.tolist()
         ]
         sampler = EvalBatchSampler(
-            canvas_size(torch.tensor(sizes)),
+            self.canvas.size(torch.tensor(sizes)),
             batch_size=self.eval_batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        resize = ResizeShorterSide(min_size=self.min_size, max_size=self.max_size)
-        return self._loader(split, resize, sampler)
+        return self._loader(self._dataset(split, self.resize), sampler)
 
-    def _loader(
-        self,
-        split: str,
-        transform: Callable[..., Any],
-        sampler: Sampler[list[tuple[int, int]]],
-    ) -> DataLoader[Sample]:
-        dataset = COCODataset(
+    def _dataset(self, split: str, transform: Callable[..., Any]) -> COCODataset:
+        in_training = split == "train"
+        return COCODataset(
             self.annotations[split],
             folder=self.files[split][0],
             transform=transform,
             mini_mask_size=self.mini_mask_size,
+            skip_empty=in_training and self.skip_empty,
+            max_objects=self.max_objects if in_training else None,
+            boxes_from_masks=in_training and self.boxes_from_masks,
             seed=self.seed,
         )
+
+    def _loader(
+        self, dataset: COCODataset, sampler: Sampler[list[tuple[int, int]]]
+    ) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=partial(collate, canvas=self.canvas),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,

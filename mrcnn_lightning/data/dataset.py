@@ -14,25 +14,29 @@ from torch.utils.data import Dataset
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.images import read_image
+from mrcnn_lightning.data.sizing import Canvas
 from mrcnn_lightning.data.transforms import Sample, transform_objects
 from mrcnn_lightning.ops.sampling import image_key
 from mrcnn_lightning.structures import Batch, Targets
-
-# Canvases have sides of multiples of this, the largest stride of a pyramid.
-_STRIDE = 32
 
 
 class COCODataset(Dataset[Sample]):
     """The images of a COCO-format set.
 
-    What a transform draws from torch depends on seed, epoch and image alone.
+    What is drawn at random depends on seed, epoch and image alone.
 
     Args:
         annotations: of the set.
         folder: of the images.
         transform: of an image and its points, see `compose_transforms`.
         mini_mask_size: M, or None for no masks.
+        skip_empty: whether images without an object that is no crowd are left out.
+        max_objects: at most so many of an image's objects, drawn at random, or None for all.
+        boxes_from_masks: see `transform_objects`.
         seed: of the run.
+
+    Raises:
+        ValueError: `max_objects` leaves none.
     """
 
     def __init__(
@@ -42,16 +46,30 @@ class COCODataset(Dataset[Sample]):
         folder: str | Path,
         transform: Callable[..., Any],
         mini_mask_size: int | None,
+        skip_empty: bool,
+        max_objects: int | None,
+        boxes_from_masks: bool,
         seed: int,
     ) -> None:
+        if max_objects is not None and max_objects < 1:
+            raise ValueError(f"data.max_objects={max_objects} leaves none: null is for all of them")
         self.annotations = annotations
         self.folder = Path(folder)
         self.transform = transform
         self.mini_mask_size = None if annotations.without_mask else mini_mask_size
+        self.max_objects = max_objects
+        self.boxes_from_masks = boxes_from_masks
         self.seed = seed
+        every = torch.arange(len(annotations))
+        self._kept = every[annotations.num_trainable() > 0] if skip_empty else every
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self._kept)
+
+    @property
+    def image_sizes(self) -> Tensor:
+        """Height and width of the files' images, (len(self), 2)."""
+        return self.annotations.image_sizes[self._kept]
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
         """An image as it is in an epoch.
@@ -59,7 +77,7 @@ class COCODataset(Dataset[Sample]):
         Raises:
             ValueError: the file cannot be read, or is of another size than annotated.
         """
-        epoch, index = epoch_and_index
+        epoch, index = epoch_and_index[0], int(self._kept[epoch_and_index[1]])
         image_id = int(self.annotations.image_ids[index])
         height, width = self.annotations.image_sizes[index].tolist()
         path = self.folder / self.annotations.file_name(index)
@@ -72,36 +90,50 @@ class COCODataset(Dataset[Sample]):
                 self.annotations.objects(index),
                 self.transform,
                 mini_mask_size=self.mini_mask_size,
+                boxes_from_masks=self.boxes_from_masks,
             )
+            if self.max_objects is not None:
+                targets = _thinned(targets, self.max_objects)
         return Sample(image, image_id, key, (height, width), **targets)  # type: ignore[arg-type]
 
 
-def canvas_size(sizes: Tensor) -> Tensor:
-    """The padded height and width for images of some height and width, (..., 2) to (..., 2)."""
-    return (sizes + _STRIDE - 1) // _STRIDE * _STRIDE
+def _thinned(targets: dict[str, Tensor | None], most: int) -> dict[str, Tensor | None]:
+    """At most so many of the objects, in their order."""
+    labels = targets["labels"]
+    assert labels is not None
+    if len(labels) <= most:
+        return targets
+    chosen = torch.randperm(len(labels))[:most].sort().values
+    return {name: value if value is None else value[chosen] for name, value in targets.items()}
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
     """Samples on one canvas, with their objects padded to the most of any of them."""
     sizes = torch.tensor([sample.image.shape[1:] for sample in samples])  # (B, 2)
     original_sizes = torch.tensor([sample.original_size for sample in samples])
-    height, width = canvas_size(sizes.amax(0)).tolist()
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
-    for canvas, sample in zip(images, samples, strict=True):
-        canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    canvas_size = canvas.size(sizes.amax(0))  # (2,)
+    origins = canvas.origins(sizes, canvas_size)  # (B, 2)
+    windows = torch.cat([origins, origins + sizes.flip(1)], dim=1)  # (B, 4)
+    images = torch.zeros(len(samples), 3, *canvas_size.tolist(), dtype=torch.uint8)
+    for image, sample, (x1, y1, x2, y2) in zip(images, samples, windows.tolist(), strict=True):
+        image[:, y1:y2, x1:x2] = sample.image
     most = max(1, *(len(sample.labels) for sample in samples)) if samples else 1
 
     def padded(name: str) -> Tensor | None:
         values = [getattr(sample, name) for sample in samples]
         if values[0] is None:
             return None
+        if name in ("boxes", "mask_frames"):
+            values = [
+                value + origin for value, origin in zip(values, origins.repeat(1, 2), strict=True)
+            ]
         room = [(0, 0) * (value.dim() - 1) + (0, most - len(value)) for value in values]
         return torch.stack([F.pad(value, pad) for value, pad in zip(values, room, strict=True)])
 
     return Batch(
         images=images,
         image_ids=torch.tensor([sample.image_id for sample in samples]),
-        windows=F.pad(sizes.flip(1), (2, 0)).float(),
+        windows=windows.float(),
         scales=sizes.flip(1).double() / original_sizes.flip(1),
         original_sizes=original_sizes,
         keys=torch.tensor([sample.key for sample in samples]),

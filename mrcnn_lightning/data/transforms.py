@@ -1,14 +1,12 @@
 """Augmentation by torchvision's transforms v2, with shapes that follow the image.
 
-G objects of one image, P points, M mini-mask side, h and w of a mask's crop.
+G objects of one image, P points, M mini-mask side.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import pycocotools.mask
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -16,6 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
 from mrcnn_lightning.data.annotations import Objects
+from mrcnn_lightning.data.object_masks import frames_of, masks_of, mini_masks, pixel_boxes
 
 # An object is gone when less of it than this is left in the image, in pixels (Detectron2's).
 _MIN_SIDE = 1e-5
@@ -164,76 +163,13 @@ def _require_followed(transform: Any) -> None:
         )
 
 
-def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
-    """What polygons (P, 2) cover of a frame (4,), as (size, size) uint8 cells."""
-    cells_per_pixel = size / (frame[2:] - frame[:2])
-    scaled = [((points - frame[:2]) * cells_per_pixel).flatten().tolist() for points in polygons]
-    rles = pycocotools.mask.frPyObjects(scaled, size, size)
-    return torch.from_numpy(pycocotools.mask.decode(pycocotools.mask.merge(rles)))
-
-
-@dataclass
-class _Shape:
-    """Polygons, or pixels and where two of their corners are."""
-
-    points: list[Tensor]  # polygons (P, 2), or the corners (2, 2) of `pixels`
-    pixels: Tensor | None  # (h, w) uint8
-
-
-def _shapes(objects: Objects, size: tuple[int, int]) -> list[_Shape]:
-    return [
-        _crop_of_rle(shape, size) if isinstance(shape, bytes) else _Shape(shape, None)
-        for shape in objects.shapes
-    ]
-
-
-def _crop_of_rle(rle: bytes, size: tuple[int, int]) -> _Shape:
-    """The part of a mask that holds all its ones; one empty pixel if there are none."""
-    whole = {"size": list(size), "counts": rle}
-    x, y, width, height = (
-        (int(side) for side in pycocotools.mask.toBbox(whole)) if rle else (0,) * 4
-    )
-    if width == 0 or height == 0:
-        return _Shape([torch.tensor([[0.0, 0], [1, 1]])], torch.zeros(1, 1, dtype=torch.uint8))
-    pixels = pycocotools.mask.decode(whole)[y : y + height, x : x + width]
-    corners = torch.tensor([[x, y], [x + width, y + height]], dtype=torch.float32)
-    return _Shape([corners], torch.from_numpy(np.ascontiguousarray(pixels)))
-
-
-def _mini_masks(shapes: Sequence[_Shape], boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Masks (G, size, size) uint8 and the frames (G, 4) that they cover.
-
-    Polygons are drawn in their object's box (of one pixel a side at least, or what a crop left of
-    a polygon would become huge), pixels keep their own.
-    """
-    masks = torch.zeros(len(shapes), size, size, dtype=torch.uint8)
-    frames = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
-    for number, shape in enumerate(shapes):
-        if shape.pixels is None:
-            masks[number] = rasterize(shape.points, frames[number], size)
-        else:
-            (corners,) = shape.points
-            frames[number] = torch.cat([corners.amin(0), corners.amax(0)])
-            masks[number] = _resampled(shape.pixels, corners, size)
-    return masks, frames
-
-
-def _resampled(pixels: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Pixels (h, w), flipped as their two corners (2, 2) were, as (size, size) cells."""
-    turned = corners[0] > corners[1]  # x, y
-    pixels = pixels.flip(
-        [axis for axis, is_turned in ((1, turned[0]), (0, turned[1])) if is_turned]
-    )
-    row, column = (((torch.arange(size) + 0.5) * side / size).long() for side in pixels.shape)
-    return pixels[row[:, None], column]
-
-
 def transform_objects(
     image: Tensor,
     objects: Objects,
     transform: Callable[..., Any],
     *,
     mini_mask_size: int | None,
+    boxes_from_masks: bool,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """An image and its objects after a transform; objects that have left the image are gone.
 
@@ -242,6 +178,8 @@ def transform_objects(
         objects: in pixels of this image.
         transform: one of torchvision's v2, see `compose_transforms`.
         mini_mask_size: M, or None for no masks.
+        boxes_from_masks: whether boxes become those of the masks' pixels in the new image, in whole
+            pixels, and objects without a pixel are gone; there must be masks.
 
     Returns:
         The image, and `boxes`, `labels`, `crowd`, `masks` and `mask_frames` as in `Sample`.
@@ -251,8 +189,8 @@ def transform_objects(
     """
     size = (image.shape[1], image.shape[2])
     corners = list(objects.boxes.view(-1, 2, 2))
-    shapes = _shapes(objects, size) if mini_mask_size is not None else []
-    flat = [*corners, *(points for shape in shapes for points in shape.points)]
+    whole = masks_of(objects, size) if mini_mask_size is not None else []
+    flat = [*corners, *(points for mask in whole for points in mask.points)]
     joined = torch.cat(flat) if flat else torch.zeros(0, 2)
     image, moved = transform(tv_tensors.Image(image), Points(joined, canvas_size=size))
     if image.dtype != torch.uint8 or image.shape[0] != 3:
@@ -266,17 +204,16 @@ def transform_objects(
     limit = torch.tensor([image.shape[2], image.shape[1]], dtype=torch.float32)
     boxes = torch.cat([ends.amin(1), ends.amax(1)], dim=1)
     boxes = boxes.view(-1, 2, 2).clamp(torch.zeros(2), limit).view(-1, 4)
+    whole = [replace(mask, points=[next(parts) for _ in mask.points]) for mask in whole]
+    if boxes_from_masks:
+        assert mini_mask_size is not None
+        boxes = pixel_boxes(whole, (image.shape[1], image.shape[2]))
     kept = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(dim=1)
     masks = frames = None
     if mini_mask_size is not None:
-        moved_shapes = [
-            replace(shape, points=[next(parts) for _ in shape.points]) for shape in shapes
-        ]
-        masks, frames = _mini_masks(
-            [shape for shape, is_kept in zip(moved_shapes, kept.tolist(), strict=True) if is_kept],
-            boxes[kept],
-            mini_mask_size,
-        )
+        whole = [mask for mask, is_kept in zip(whole, kept.tolist(), strict=True) if is_kept]
+        frames = boxes[kept] if boxes_from_masks else frames_of(whole, boxes[kept])
+        masks = mini_masks(whole, frames, mini_mask_size)
     return image.as_subclass(Tensor), {
         "boxes": boxes[kept],
         "labels": objects.labels[kept],

@@ -7,32 +7,42 @@ from typing import Any
 import hydra
 
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.weights import SPEC_KEY, read_checkpoint
+from mrcnn_lightning.models.weight_files import SPEC_KEY, read_checkpoint
 
-_PART_FILES = (
-    "backbones",
-    "box_head",
-    "detector",
-    "mask_head",
-    "necks",
-    "poolers",
-    "roi_sampler",
-    "rpn",
+# What a checkpoint may name is defined in one of these.
+_PART_MODULES = (
+    "mrcnn_lightning.data.sizing",
+    "mrcnn_lightning.models.anchors",
+    "mrcnn_lightning.models.backbones",
+    "mrcnn_lightning.models.box_head",
+    "mrcnn_lightning.models.box_losses",
+    "mrcnn_lightning.models.cascade_head",
+    "mrcnn_lightning.models.detections",
+    "mrcnn_lightning.models.detector",
+    "mrcnn_lightning.models.mask_head",
+    "mrcnn_lightning.models.necks",
+    "mrcnn_lightning.models.poolers",
+    "mrcnn_lightning.models.proposals",
+    "mrcnn_lightning.models.resnets",
+    "mrcnn_lightning.models.roi_sampler",
+    "mrcnn_lightning.models.rpn",
+    "mrcnn_lightning.models.trunks",
+    "mrcnn_lightning.ops.masks",
 )
 
 
 def require_own_parts(config: Any) -> None:
-    """Go through a model's configuration before it is instantiated.
+    """Go through a checkpoint's configuration before it is instantiated.
 
     A checkpoint may come from anywhere. Each `_target_` must be a class or function that one of
-    the files of `mrcnn_lightning.models` itself defines; what these files import does not count.
-    Texts must be plain: OmegaConf's interpolations can build objects too.
+    the modules of parts itself defines; what these modules import does not count. Texts must be
+    plain: OmegaConf's interpolations can build objects too.
 
     Raises:
         ValueError: one is not.
     """
     if isinstance(config, str) and "${" in config:
-        raise ValueError(f"the checkpoint's model has {config!r}, which is no plain value")
+        raise ValueError(f"the checkpoint has {config!r}, which is no plain value")
     if isinstance(config, list):
         for entry in config:
             require_own_parts(entry)
@@ -40,22 +50,30 @@ def require_own_parts(config: Any) -> None:
         return
     for key, value in config.items():
         if str(key).startswith("_") and key not in ("_target_", "_partial_"):
-            raise ValueError(f"the checkpoint's model has the key {key}, which is no part's")
+            raise ValueError(f"the checkpoint has the key {key}, which is no part's")
         require_own_parts(key)
         require_own_parts(value)
     if "_target_" in config:
         target = str(config["_target_"])
         module, _, name = target.rpartition(".")
-        if module.removeprefix("mrcnn_lightning.models.") in _PART_FILES and not name.startswith(
-            "_"
-        ):
+        if module in _PART_MODULES and not name.startswith("_"):
             part = getattr(importlib.import_module(module), name, None)
             if getattr(part, "__module__", None) == module:
                 return
         raise ValueError(
-            f"the checkpoint's model names {target}, which is no part of mrcnn_lightning.models, "
-            "and is not run"
+            f"the checkpoint names {target}, which is no part of this project, and is not run"
         )
+
+
+def _without_weights(config: Any) -> Any:
+    """A model's configuration whose parts start from nothing."""
+    if isinstance(config, list):
+        return [_without_weights(entry) for entry in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: None if key == "weights" else _without_weights(value) for key, value in config.items()
+    }
 
 
 def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
@@ -63,16 +81,22 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
 
     Returns:
         The detector in evaluation mode on the CPU, and a dictionary with `class_names`,
-        `category_ids`, `min_size`, `max_size` and `model`.
+        `category_ids`, `model` (its configuration), and `resize` and `canvas` (built).
 
     Raises:
         ValueError: the file is damaged, another program's, or names parts that are not ours.
     """
     checkpoint = read_checkpoint(path)
     spec = checkpoint[SPEC_KEY]
-    require_own_parts(spec["model"])
-    config = spec["model"] | {"backbone": spec["model"]["backbone"] | {"weights": None}}
-    make_model = hydra.utils.instantiate(config, _convert_="all")
+    if "resize" not in spec:
+        raise ValueError(
+            f"{path} is of an earlier version, which did not write its data.resize: use it with "
+            "stage=predict ckpt_path=FILE, or start a new training from it with weights=FILE"
+        )
+    sizing = {key: spec[key] for key in ("resize", "canvas")}
+    for part in (spec["model"], *sizing.values()):
+        require_own_parts(part)
+    make_model = hydra.utils.instantiate(_without_weights(spec["model"]), _convert_="all")
     model: Detector = make_model(class_names=spec["class_names"])
     prefix = "model."
     model.load_state_dict(
@@ -82,4 +106,5 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
             if key.startswith(prefix)
         }
     )
-    return model.eval(), spec
+    built = {key: hydra.utils.instantiate(part) for key, part in sizing.items()}
+    return model.eval(), spec | built

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrcnn_lightning.data.datamodule import ResizeShorterSide
-from mrcnn_lightning.data.dataset import canvas_size, collate
+from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.images import read_image
+from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import Sample
 from mrcnn_lightning.inference.checkpoint import load_checkpoint
 from mrcnn_lightning.models.detector import Detector
@@ -34,9 +34,8 @@ class Predictor:
     Args:
         model: in evaluation mode.
         category_ids: of the model's classes 1..K.
-        min_size: the shorter side that images are resized to, unless the longer would pass
-            `max_size`, in pixels.
-        max_size: the longest side.
+        resize: of images.
+        canvas: of batches.
         device: where to compute; `auto` is a GPU if there is one.
 
     Raises:
@@ -48,8 +47,8 @@ class Predictor:
         model: Detector,
         *,
         category_ids: Sequence[int],
-        min_size: int,
-        max_size: int,
+        resize: Resize,
+        canvas: Canvas,
         device: str = "auto",
     ) -> None:
         if device == "auto":
@@ -61,11 +60,12 @@ class Predictor:
             raise ValueError(f"device={device} cannot be used: {error}") from error
         self.class_names = model.class_names
         self.category_ids = list(category_ids)
-        self.resize = ResizeShorterSide(min_size=min_size, max_size=max_size)
+        self.resize = resize
+        self.canvas = canvas
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str = "auto") -> "Predictor":
-        """The predictor of a checkpoint, at the image size that it was trained for.
+        """The predictor of a checkpoint, with images sized as it was trained for.
 
         Raises:
             ValueError: see `load_checkpoint`.
@@ -74,8 +74,8 @@ class Predictor:
         return cls(
             model,
             category_ids=spec["category_ids"],
-            min_size=spec["min_size"],
-            max_size=spec["max_size"],
+            resize=spec["resize"],
+            canvas=spec["canvas"],
             device=device,
         )
 
@@ -106,10 +106,10 @@ class Predictor:
                 yield prediction
                 continue
             sample = self._sample(prediction.image, number)
-            canvas = tuple(canvas_size(torch.tensor(sample.image.shape[1:])).tolist())
-            waiting.setdefault(canvas, []).append((prediction, sample))
-            if len(waiting[canvas]) == batch_size:
-                yield from self._predict(waiting.pop(canvas))
+            size = tuple(self.canvas.size(torch.tensor(sample.image.shape[1:])).tolist())
+            waiting.setdefault(size, []).append((prediction, sample))
+            if len(waiting[size]) == batch_size:
+                yield from self._predict(waiting.pop(size))
         for batch in waiting.values():
             yield from self._predict(batch)
 
@@ -128,8 +128,8 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict(self, batch: list[tuple[Prediction, Sample]]) -> Iterator[Prediction]:
-        images = collate([sample for _, sample in batch]).to(self.device)
-        found = per_image(self.model.predict(images), images)
+        images = collate([sample for _, sample in batch], canvas=self.canvas).to(self.device)
+        found = per_image(self.model.predict(images), images, self.model.paste)
         for (prediction, _), detections in zip(batch, found, strict=True):
             prediction.detections = detections
             yield prediction

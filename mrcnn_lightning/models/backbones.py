@@ -1,198 +1,189 @@
-"""Backbones: the image to feature maps C2..C5 at strides 4, 8, 16 and 32, on torchvision's blocks.
+"""Backbones: the image to feature maps, on layers of torchvision and timm.
 
 B images, C channels of a map.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
 
-from mrcnn_lightning.models.weights import load_backbone
-
-STRIDES = (4, 8, 16, 32)
-RESNET_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], Sequence[int]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-}
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "frozen_bn": FrozenBatchNorm2d,
-    "bn": nn.BatchNorm2d,
-}
-
-
-def norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
-    """What makes a normalisation of some number of channels.
-
-    Raises:
-        ValueError: the norm is not one of `NORMS`.
-    """
-    if norm not in NORMS:
-        raise ValueError(f"backbone.norm={norm} is not known: it is one of {', '.join(NORMS)}")
-    return partial(NORMS[norm], eps=eps)
+from mrcnn_lightning.models.norms import norm_layer
+from mrcnn_lightning.models.weights import load_backbone, load_timm
 
 
 class Backbone(nn.Module):
-    """A chain of named layers that hands out four of its feature maps and keeps some stages fixed.
+    """A chain of named layers that hands out some of its maps and keeps some stages fixed.
+
+    Layers after the last map are left out, but for one that RoIs go through.
 
     Args:
         body: the layers in order.
-        stages: five groups of layer names, the stem first; the last four end in C2..C5.
-        out_channels: of C2..C5.
-        trainable_stages: how many stages, counted from the last, are trained (0 to 5). The others
-            keep their weights and their batch-norm statistics.
+        outputs: names of the layers whose outputs are handed out, in order.
+        roi_layer: the name of a layer that is applied to pooled RoIs (C4), or None.
+        trainable_stages: how many stages, counted from the last, are trained. The others keep
+            their weights and their batch-norm statistics.
+        channels_last: whether the layers' maps are (B, H, W, C).
+        stages: names of the layers of each stage; None makes one of all layers whose maps have
+            one stride.
 
     Raises:
-        ValueError: `trainable_stages` is out of range.
+        ValueError: `trainable_stages` is out of range, or there is no such layer.
     """
 
     def __init__(
         self,
         *,
         body: nn.Sequential,
-        stages: Sequence[Sequence[str]],
-        out_channels: Sequence[int],
+        outputs: Sequence[str],
+        roi_layer: str | None,
         trainable_stages: int,
+        channels_last: bool = False,
+        stages: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
+        names = [name for name, _ in body.named_children()]
+        outputs = [str(name) for name in outputs]
+        for name in [*outputs, *([] if roi_layer is None else [roi_layer])]:
+            if name not in names:
+                raise ValueError(
+                    f"the backbone has no layer {name} to hand out; it has {', '.join(names)}"
+                )
+        kept = names[: names.index(outputs[-1]) + 1]
+        self.body = nn.Sequential()
+        for name in [*kept, *([] if roi_layer is None else [roi_layer])]:
+            self.body.add_module(name, body.get_submodule(name))
+        self.roi_layer = roi_layer
+        self.channels_last = channels_last
+        self._chain, self._outputs = kept, outputs
+        self.out_channels: list[int] = []
+        self.strides: list[int] = []
+        self.roi_channels = 0
+        stages_of_stride = self._probe()
+        stages = stages_of_stride if stages is None else stages
         if not 0 <= trainable_stages <= len(stages):
             raise ValueError(
                 f"backbone.trainable_stages={trainable_stages} is not between 0 and {len(stages)}"
             )
-        self.body = body
-        self.out_channels = list(out_channels)
-        self.strides = list(STRIDES)
-        self._map_layers = {stage[-1] for stage in stages[1:]}
-        frozen_stages = stages[: len(stages) - trainable_stages]
-        self._frozen_layers = [name for stage in frozen_stages for name in stage]
+        frozen = stages[: len(stages) - trainable_stages]
+        kept = [name for name, _ in self.body.named_children()]
+        self._frozen_layers = [name for stage in frozen for name in stage if name in kept]
         for name in self._frozen_layers:
-            body.get_submodule(name).requires_grad_(False)
+            self.body.get_submodule(name).requires_grad_(False)
+
+    @torch.no_grad()
+    def _probe(self) -> list[list[str]]:
+        """Measure the maps' channels and strides; returns the stages' layers."""
+        was_training, side = self.training, 64
+        self.eval()
+        stages: dict[int, list[str]] = {}
+        features = torch.zeros(1, 3, side, side)
+        for name in self._chain:
+            features = self.body.get_submodule(name)(features)
+            map_ = self._handed_out(features)
+            stages.setdefault(side // map_.shape[2], []).append(name)
+            if name in self._outputs:
+                self.out_channels.append(map_.shape[1])
+                self.strides.append(side // map_.shape[2])
+        if self.roi_layer is not None:
+            self.roi_channels = self.roi_stage(features).shape[1]
+        self.train(was_training)
+        return list(stages.values())
+
+    def _handed_out(self, features: Tensor) -> Tensor:
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps C2..C5 (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
+        """Maps (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
         maps, features = [], images
-        for name, layer in self.body.named_children():
-            features = layer(features)
-            if name in self._map_layers:
-                maps.append(features)
+        for name in self._chain:
+            features = self.body.get_submodule(name)(features)
+            if name in self._outputs:
+                maps.append(self._handed_out(features))
         return maps
+
+    def roi_stage(self, pooled: Tensor) -> Tensor:
+        """The layer for RoIs, applied to their pooled features (R, C, P, P)."""
+        assert self.roi_layer is not None
+        return self.body.get_submodule(self.roi_layer)(pooled)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Frozen stages stay in evaluation mode: their running statistics do not move."""
         super().train(mode)
-        for name in self._frozen_layers:
+        for name in getattr(self, "_frozen_layers", []):
             self.body.get_submodule(name).eval()
         return self
 
 
-def _resnet_stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    num_blocks: int,
-    in_channels: int,
-    channels: int,
-    stride: int,
-    norm: Callable[[int], nn.Module],
-) -> nn.Sequential:
-    out_channels = channels * block.expansion
-    downsample = None
-    if stride != 1 or in_channels != out_channels:
-        projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        downsample = nn.Sequential(projection, norm(out_channels))
-    first = block(in_channels, channels, stride, downsample, norm_layer=norm)
-    others = [block(out_channels, channels, norm_layer=norm) for _ in range(num_blocks - 1)]
-    return nn.Sequential(first, *others)
-
-
-def resnet(
+def torchvision_features(
     *,
-    depth: int,
-    width: int,
-    norm: str,
+    name: str,
+    norm: str | None,
     norm_eps: float,
+    outputs: Sequence[int],
     trainable_stages: int,
     weights: str | None,
 ) -> Backbone:
-    """ResNet (He et al. 2016; torchvision's form, stride on the 3x3 convolution).
+    """The `features` of one of torchvision's classifiers: VGG, MobileNet, EfficientNet, Swin, ...
 
     Args:
-        depth: 18, 34, 50 or 101.
-        width: channels of the stem; 64 is the paper's, less is a slim one of our own.
-        norm: `frozen_bn` or `bn`.
-        norm_eps: 1e-5; torchvision's COCO_V1 detectors want 0.
-        trainable_stages: 0 to 5, counted from the last; 5 trains the stem too.
+        name: torchvision's, such as `mobilenet_v2`.
+        norm: one of `NORMS`; None leaves the network its own, or has none to choose.
+        norm_eps: of the norm.
+        outputs: numbers of the layers whose outputs are handed out.
+        trainable_stages: counted from the last; a stage is all layers of one stride.
         weights: a name of torchvision's weights such as IMAGENET1K_V1, a file, or null.
 
     Raises:
-        ValueError: an argument is out of range, or the weights do not load or do not fit.
+        ValueError: there is no such network, an argument is out of range, or the weights do not
+            load or do not fit.
     """
-    if depth not in RESNET_BLOCKS:
-        raise ValueError(f"backbone.depth={depth} is not one of {list(RESNET_BLOCKS)}")
-    block, num_blocks = RESNET_BLOCKS[depth]
-    make_norm = norm_layer(norm, norm_eps)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
-        bn1=make_norm(width),
-        relu=nn.ReLU(inplace=True),
-        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
-    )
-    channels = [width * 2**stage for stage in range(4)]
-    in_channels = width
-    for stage, (num, out) in enumerate(zip(num_blocks, channels, strict=True)):
-        stride = 1 if stage == 0 else 2
-        layers[f"layer{stage + 1}"] = _resnet_stage(block, num, in_channels, out, stride, make_norm)
-        in_channels = out * block.expansion
-    for layer in nn.Sequential(layers).modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    backbone = Backbone(
-        body=nn.Sequential(layers),
-        stages=[
-            ["conv1", "bn1", "relu", "maxpool"],
-            ["layer1"],
-            ["layer2"],
-            ["layer3"],
-            ["layer4"],
-        ],
-        out_channels=[out * block.expansion for out in channels],
-        trainable_stages=trainable_stages,
-    )
+    options: dict[str, Any] = {} if norm is None else {"norm_layer": norm_layer(norm, norm_eps)}
+    if norm is not None and name.startswith(("convnext", "swin")):
+        raise ValueError(
+            f"backbone.norm={norm}: {name} has norms of its own, set backbone.norm=null"
+        )
+    try:
+        body = torchvision.models.get_model(name, weights=None, **options).features
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"backbone.name={name} backbone.norm={norm}: torchvision has no such network with "
+            f"features ({error}); networks without batch norm want backbone.norm=null"
+        ) from error
     if weights is not None:
-        load_backbone(backbone.body, weights, architecture=f"resnet{depth}")
-    return backbone
-
-
-def mobilenet_v2(
-    *, norm: str, norm_eps: float, trainable_stages: int, weights: str | None
-) -> Backbone:
-    """MobileNetV2 (Sandler et al. 2018), C5 after the last 1x1 convolution.
-
-    Args:
-        norm: `frozen_bn` or `bn`.
-        norm_eps: 1e-5.
-        trainable_stages: 0 to 5, counted from the last; 5 trains the stem too.
-        weights: a name of torchvision's weights such as IMAGENET1K_V1, a file, or null.
-
-    Raises:
-        ValueError: an argument is out of range, or the weights do not load or do not fit.
-    """
-    body = torchvision.models.mobilenet_v2(norm_layer=norm_layer(norm, norm_eps)).features
-    ends = [2, 4, 7, 14, 19]  # a stage is all layers of one stride; here the next one begins
-    stages = [
-        [str(layer) for layer in range(start, end)]
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ]
-    backbone = Backbone(
+        load_backbone(body, weights, architecture=name)
+    return Backbone(
         body=body,
-        stages=stages,
-        out_channels=[24, 32, 96, 1280],
+        outputs=[str(number) for number in outputs],
+        roi_layer=None,
         trainable_stages=trainable_stages,
+        channels_last=name.startswith("swin"),
     )
-    if weights is not None:
-        load_backbone(body, weights, architecture="mobilenet_v2")
-    return backbone
+
+
+def timm(
+    *, name: str, out_indices: Sequence[int], trainable_stages: int, weights: str | None
+) -> Backbone:
+    """Any of timm's networks that can give features only; `pip install "timm>=1.0"`.
+
+    Args:
+        name: timm's, such as `resnet50` or `convnext_tiny.fb_in22k`.
+        out_indices: which of its feature maps are handed out.
+        trainable_stages: counted from the last; a stage is all layers of one stride.
+        weights: `pretrained` for timm's own, a file of its whole network, or null.
+
+    Raises:
+        ValueError: timm is not installed or has no such network, it is no chain of layers, or the
+            weights do not load or do not fit.
+    """
+    net = load_timm(name, out_indices=list(out_indices), weights=weights)
+    return Backbone(
+        body=nn.Sequential(OrderedDict(net.items())),
+        outputs=list(net.return_layers),
+        roi_layer=None,
+        trainable_stages=trainable_stages,
+        channels_last=str(net.output_fmt) == "Format.NHWC",
+    )

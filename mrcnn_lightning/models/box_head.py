@@ -1,79 +1,107 @@
-"""The box head: classifies RoIs and refines their boxes (Fast R-CNN; two layers as in FPN).
+"""The box head: classifies RoIs and refines their boxes (Fast R-CNN).
 
-B images, R RoIs, K classes, D detections.
+B images, R RoIs, K classes, c rows of boxes (see `num_rows`).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
+from mrcnn_lightning.models.class_rows import ClassRows, num_rows, row_of
+from mrcnn_lightning.models.detections import ArgmaxSelector, DetectionSelector
 from mrcnn_lightning.models.poolers import image_indices
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
 from mrcnn_lightning.ops import boxes as box_ops
-from mrcnn_lightning.ops.losses import box_losses
-from mrcnn_lightning.ops.nms import batched_nms
+from mrcnn_lightning.ops.losses import classification_loss
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.structures import Detections, Targets
 
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+RoIStage = Callable[[Tensor], Tensor]
 
 
-class DetectionSelector:
-    """Chooses the detections: confident boxes of each class, without duplicates.
+class BoxBranch(nn.Module):
+    """A trunk, then a score for each class and a box for each of some rows.
 
     Args:
-        min_score: a class's probability must be above it.
-        nms_iou: of two of one class overlapping by more than this, the lower score goes.
-        num: detections an image, at most.
-        min_side: smaller boxes are dropped, in pixels.
+        trunk: pooled features to a vector.
+        num_classes: K.
+        rows: what has a box of its own, see `num_rows`.
+        delta_weights: what deltas are multiplied by.
+        box_loss: of the deltas.
     """
 
-    def __init__(self, *, min_score: float, nms_iou: float, num: int, min_side: float) -> None:
-        self.min_score = min_score
-        self.nms_iou = nms_iou
-        self.num = num
-        self.min_side = min_side
+    def __init__(
+        self,
+        *,
+        trunk: Any,
+        num_classes: int,
+        rows: ClassRows,
+        delta_weights: Sequence[float],
+        box_loss: SmoothL1Loss | GIoULoss,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.rows = rows
+        self.delta_weights = delta_weights
+        self.box_loss = box_loss
+        self.classifier = nn.Linear(trunk.out_channels, num_classes + 1)
+        self.deltas = nn.Linear(trunk.out_channels, num_rows(rows, num_classes) * 4)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        nn.init.zeros_(self.classifier.bias)
+        nn.init.zeros_(self.deltas.bias)
 
-    def __call__(self, scores: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
-        """Detections without masks.
+    def forward(self, pooled: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4).
 
         Args:
-            scores: (B, R, K) probabilities.
-            boxes: (B, R, K, 4), a box for each class, cut to the image.
-            valid: (B, R) bool.
+            pooled: (B * R, C, P, P).
+            num_images: B.
         """
-        num_rois, num_classes = scores.shape[1:]
-        keep = (scores > self.min_score) & box_ops.is_at_least(boxes, self.min_side)
-        keep &= valid[..., None]
-        classes = torch.arange(1, num_classes + 1, device=scores.device).repeat(num_rois)
-        boxes, scores = boxes.flatten(1, 2), scores.flatten(1)  # (B, R * K, ...)
-        index, found = batched_nms(
-            boxes,
-            torch.where(keep.flatten(1), scores, -torch.inf),
-            classes,
-            iou_threshold=self.nms_iou,
-            num=self.num,
-        )
-        return Detections(
-            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)) * found[..., None],
-            scores=scores.gather(1, index) * found,
-            labels=classes[index] * found,
-            masks=None,
-        )
+        hidden = self.trunk(pooled)  # (B * R, C)
+        logits, deltas = self.classifier(hidden), self.deltas(hidden)
+        shape = (num_images, len(hidden) // num_images)
+        return logits.view(*shape, logits.shape[1]), deltas.view(*shape, deltas.shape[1] // 4, 4)
+
+    def loss(
+        self, logits: Tensor, deltas: Tensor, rois: SampledRoIs, targets: Targets
+    ) -> dict[str, Tensor]:
+        """`loss_classifier` and `loss_box_reg` of the RoIs that these logits and deltas are of."""
+        row = row_of(self.rows, rois.labels)[..., None, None].expand(-1, -1, 1, 4)
+        return {
+            "loss_classifier": classification_loss(logits, rois.labels, rois.valid),
+            "loss_box_reg": self.box_loss(
+                deltas.gather(2, row)[:, :, 0],
+                rois.boxes,
+                targets.boxes.gather(1, rois.objects[..., None].expand(-1, -1, 4)),
+                weights=self.delta_weights,
+                positive=rois.valid & (rois.labels > 0),
+                valid=rois.valid,
+            ),
+        }
+
+    def boxes(self, deltas: Tensor, rois: Tensor, windows: Tensor) -> Tensor:
+        """The boxes (B, R, K or 1, 4), cut to the images, that deltas make of RoIs (B, R, 4)."""
+        deltas = deltas[:, :, 1:] if self.rows == "classes_and_background" else deltas
+        boxes = box_ops.decode(at_least_float32(deltas), rois[:, :, None], self.delta_weights)
+        return box_ops.clip(boxes.flatten(1, 2), windows).view(boxes.shape)
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers, then a score and a box for each class.
+    """Pools RoIs, classifies them and refines their boxes once.
 
     Args:
-        in_channels: of the features.
+        in_channels: of the features after `roi_stage`.
         strides: of the levels that RoIs are cut from.
         num_classes: K.
+        roi_stage: a stage of the backbone that pooled features go through, or None.
         pooler: makes the pooler from the strides.
-        hidden: units of both layers.
+        trunk: makes the trunk from `in_channels` and `size`.
+        rows: what has a box of its own, see `num_rows`.
+        delta_weights: what deltas are multiplied by.
+        box_loss: of the deltas.
         selector: which boxes become detections.
     """
 
@@ -83,44 +111,44 @@ class BoxHead(nn.Module):
         in_channels: int,
         strides: Sequence[int],
         num_classes: int,
+        roi_stage: RoIStage | None,
         pooler: Callable[..., Any],
-        hidden: int,
-        selector: DetectionSelector,
+        trunk: Callable[..., Any],
+        rows: ClassRows,
+        delta_weights: Sequence[float],
+        box_loss: SmoothL1Loss | GIoULoss,
+        selector: DetectionSelector | ArgmaxSelector,
     ) -> None:
         super().__init__()
         self.pooler = pooler(strides=strides)
+        self.roi_stage = roi_stage
+        self.branch = BoxBranch(
+            trunk=trunk(in_channels=in_channels, size=self.pooler.output_size),
+            num_classes=num_classes,
+            rows=rows,
+            delta_weights=delta_weights,
+            box_loss=box_loss,
+        )
         self.selector = selector
-        self.fc1 = nn.Linear(in_channels * self.pooler.output_size**2, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.classifier = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, num_classes * 4)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.normal_(self.deltas.weight, std=0.001)
-        nn.init.zeros_(self.classifier.bias)
-        nn.init.zeros_(self.deltas.bias)
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, R, K + 1), background first, and deltas (B, R, K, 4) of boxes (B, R, 4)."""
+        """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4) of boxes (B, R, 4)."""
         pooled = self.pooler(features, boxes.flatten(0, 1), image_indices(boxes))
-        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))  # (B * R, hidden)
-        shape = boxes.shape[:2]
-        return self.classifier(hidden).unflatten(0, shape), self.deltas(hidden).view(*shape, -1, 4)
+        if self.roi_stage is not None:
+            pooled = self.roi_stage(pooled)
+        return self.branch(pooled, len(boxes))
 
     def loss(
-        self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets
+        self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets, windows: Tensor
     ) -> dict[str, Tensor]:
         """`loss_classifier` and `loss_box_reg`."""
         logits, deltas = self(features, rois.boxes)
-        boxes = targets.boxes.gather(1, rois.objects[..., None].expand(-1, -1, 4))  # (B, R, 4)
-        target_deltas = box_ops.encode(boxes, rois.boxes, DELTA_WEIGHTS)
-        return box_losses(logits, deltas, rois.labels, target_deltas, rois.valid)
+        return self.branch.loss(logits, deltas, rois, targets)
 
     def predict(
         self, features: Sequence[Tensor], proposals: Tensor, valid: Tensor, windows: Tensor
     ) -> Detections:
         """Detections without masks, from proposals (B, R, 4) where `valid` (B, R) is true."""
         logits, deltas = self(features, proposals)
-        scores = at_least_float32(logits).softmax(dim=-1)[..., 1:]  # (B, R, K)
-        boxes = box_ops.decode(at_least_float32(deltas), proposals[:, :, None], DELTA_WEIGHTS)
-        boxes = box_ops.clip(boxes.flatten(1, 2), windows).view(boxes.shape)
-        return self.selector(scores, boxes, valid)
+        scores = at_least_float32(logits).softmax(dim=-1)
+        return self.selector(scores, self.branch.boxes(deltas, proposals, windows), valid)

@@ -4,13 +4,14 @@ B images, D detections.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.backbones import Backbone
 from mrcnn_lightning.models.roi_sampler import RoISampler
+from mrcnn_lightning.ops.masks import Crops
 from mrcnn_lightning.structures import Batch, Detections
 
 
@@ -21,16 +22,15 @@ class Detector(nn.Module):
         class_names: of the classes 1..K.
         backbone: images to maps.
         neck: makes the neck from the backbone's `in_channels` and `strides`.
-        rpn: makes the RPN from the neck's `in_channels`.
+        rpn: makes the RPN from the neck's `in_channels` and `strides`.
         roi_sampler: which RoIs the heads learn from.
-        box_head: makes the head from `in_channels`, `strides` and `num_classes`.
+        box_head: makes the head from `in_channels`, `strides`, `num_classes` and `roi_stage`.
         mask_head: likewise; None makes it Faster R-CNN.
-        pixel_mean: of R, G and B in 0..255, subtracted.
-        pixel_std: of R, G and B, divided by.
-        pad_value: what the canvas holds outside the image, after normalisation.
-
-    Raises:
-        ValueError: the neck's levels and the anchors' do not fit.
+        paste: how masks are pasted into images, see `resized_crops`.
+        channel_order: RGB, or BGR for weights of Caffe's models.
+        pixel_mean: of the channels in their order, in 0..255, subtracted.
+        pixel_std: of the channels, divided by.
+        pad_value: of the channels, what the canvas holds outside the image after normalisation.
     """
 
     def __init__(
@@ -43,36 +43,49 @@ class Detector(nn.Module):
         roi_sampler: RoISampler,
         box_head: Callable[..., Any],
         mask_head: Callable[..., Any] | None,
+        paste: Crops,
+        channel_order: Literal["RGB", "BGR"],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        pad_value: float,
+        pad_value: Sequence[float],
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
         self.backbone = backbone
         self.neck = neck(in_channels=backbone.out_channels, strides=backbone.strides)
-        channels, strides = self.neck.out_channels, self.neck.roi_strides
-        self.rpn = rpn(in_channels=channels)
-        if len(self.rpn.anchors.cells) != self.neck.num_levels:
-            raise ValueError(
-                f"model.rpn.anchors.sizes has {len(self.rpn.anchors.cells)} levels, "
-                f"but the neck gives {self.neck.num_levels}: give one list of sizes for each"
-            )
+        self.rpn = rpn(in_channels=self.neck.out_channels, strides=self.neck.strides)
         self.roi_sampler = roi_sampler
-        shape = {"in_channels": channels, "strides": strides, "num_classes": len(class_names)}
+        in_channels = (
+            self.neck.out_channels if backbone.roi_layer is None else backbone.roi_channels
+        )
+        shape = {
+            "in_channels": in_channels,
+            "strides": self.neck.roi_strides,
+            "num_classes": len(class_names),
+            "roi_stage": None if backbone.roi_layer is None else backbone.roi_stage,
+        }
         self.box_head = box_head(**shape)
         self.mask_head = None if mask_head is None else mask_head(**shape)
-        self.pad_value = pad_value
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        self.paste = paste
+        if channel_order not in ("RGB", "BGR"):
+            raise ValueError(f"model.channel_order={channel_order} is neither RGB nor BGR")
+        self.channel_order = channel_order
+        for name, value in (
+            ("pixel_mean", pixel_mean),
+            ("pixel_std", pixel_std),
+            ("pad_value", pad_value),
+        ):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
+        self.pad_value: Tensor
         # Faster convolutions on CPUs and on GPUs alike; the images come in this format too.
         self.to(memory_format=torch.channels_last)
 
     def normalize(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) with the mean taken off, and the pad value outside each image."""
-        images = (batch.images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        images = batch.images.flip(1) if self.channel_order == "BGR" else batch.images
+        images = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         height, width = images.shape[2:]
         x1, y1, x2, y2 = batch.windows[:, :, None, None].unbind(1)  # (B, 1, 1)
         column = torch.arange(width, device=images.device)
@@ -86,7 +99,7 @@ class Detector(nn.Module):
         return self.neck(self.backbone(self.normalize(batch)))
 
     def loss(self, batch: Batch, features: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """The five losses, each a scalar; four without a mask head, which has `loss_mask`.
+        """The losses, each a scalar: two of the RPN, two a stage of the box head, and `loss_mask`.
 
         Args:
             batch: with targets.
@@ -95,10 +108,10 @@ class Detector(nn.Module):
         assert batch.targets is not None
         features = self.features(batch) if features is None else features
         output = self.rpn(features, tuple(batch.images.shape[2:]))
-        losses = self.rpn.loss(output, batch.targets, batch.keys)
+        losses = self.rpn.loss(output, batch)
         proposals = self.rpn.propose(output, batch, training=True)
         rois = self.roi_sampler(proposals, batch.targets, batch.keys)
-        losses |= self.box_head.loss(features, rois, batch.targets)
+        losses |= self.box_head.loss(features, rois, batch.targets, batch.windows)
         if self.mask_head is not None:
             losses |= self.mask_head.loss(features, rois, batch.targets)
         return losses

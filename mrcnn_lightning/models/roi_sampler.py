@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrcnn_lightning.models.rpn import Proposals
-from mrcnn_lightning.ops.matching import IGNORED, match
+from mrcnn_lightning.models.proposals import Proposals
+from mrcnn_lightning.ops.matching import IGNORED, NEGATIVE, BestMatches, match, overlaps
 from mrcnn_lightning.ops.sampling import Stage, random_keys, sample
 from mrcnn_lightning.structures import Targets
 
@@ -36,6 +36,10 @@ class RoISampler:
         positive_iou: a RoI is positive at this IoU with an object or above.
         negative_iou: a RoI is background below this IoU with all objects.
         add_ground_truth: whether the objects' own boxes join the proposals.
+        keep_proportion: whether there are only as many background RoIs as make the positives
+            their fraction (reference model A), instead of filling up.
+        crowd_iou: RoIs that overlap a crowd by this IoU or more are not background; None is all
+            the same.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class RoISampler:
         positive_iou: float,
         negative_iou: float,
         add_ground_truth: bool,
+        keep_proportion: bool,
+        crowd_iou: float | None,
     ) -> None:
         self.num = num
         self.positive_fraction = positive_fraction
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
         self.add_ground_truth = add_ground_truth
+        self.keep_proportion = keep_proportion
+        self.crowd_iou = crowd_iou
 
     @torch.no_grad()
     def __call__(self, proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
@@ -72,11 +80,20 @@ class RoISampler:
             boxes,
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
-            low_quality_matches=False,
+            best_matches=BestMatches.NONE,
         )
+        if self.crowd_iou is not None:
+            crowded = overlaps(targets.boxes, targets.crowd, boxes, min_iou=self.crowd_iou)
+            label = torch.where(crowded & (label == NEGATIVE), IGNORED, label)
         label = torch.where(valid, label, IGNORED)
         random = random_keys(keys, Stage.ROIS, slots)
-        chosen = sample(label, random, num=self.num, positive_fraction=self.positive_fraction)
+        chosen = sample(
+            label,
+            random,
+            num=self.num,
+            positive_fraction=self.positive_fraction,
+            keep_proportion=self.keep_proportion,
+        )
         objects = objects.gather(1, chosen.indices)
         return SampledRoIs(
             boxes=boxes.gather(1, chosen.indices[..., None].expand(-1, -1, 4)),

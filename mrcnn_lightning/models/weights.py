@@ -1,113 +1,50 @@
-"""Weights of others: the only file that knows foreign checkpoints' key names.
+"""Weights of others, and of before, into our models.
 
 K classes.
 """
 
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
+
+from mrcnn_lightning.models import weight_names as names
+from mrcnn_lightning.models.box_head import BoxBranch
+from mrcnn_lightning.models.mask_head import MaskHead
+from mrcnn_lightning.models.weight_files import SPEC_KEY, read_weights
 
 if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
 
 log = logging.getLogger(__name__)
 
-# Where a checkpoint of this project keeps what it takes to rebuild its model.
-SPEC_KEY = "mrcnn_lightning"
-
 # torchvision's classifiers, which a backbone has no use for.
-_CLASSIFIER_KEYS = re.compile(r"(fc|classifier)\.")
-# torchvision's Mask R-CNN, in the names of today and of its published files, which are older.
-_TORCHVISION_KEYS = [
-    (
-        r"backbone\.fpn\.(inner_blocks|layer_blocks)\.(\d)\.(?:0\.)?(\w+)",
-        r"neck.pyramid.\1.\2.0.\3",
-    ),
-    (r"rpn\.head\.conv\.(?:0\.0\.)?(\w+)", r"rpn.conv.\1"),
-    (r"rpn\.head\.cls_logits\.(\w+)", r"rpn.objectness.\1"),
-    (r"rpn\.head\.bbox_pred\.(\w+)", r"rpn.deltas.\1"),
-    (r"roi_heads\.box_head\.fc6\.(\w+)", r"box_head.fc1.\1"),
-    (r"roi_heads\.box_head\.fc7\.(\w+)", r"box_head.fc2.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box_head.classifier.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"box_head.deltas.\1"),
-    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", r"mask_head.convs.\1.\2"),
-    (r"roi_heads\.mask_head\.mask_fcn1\.(\w+)", r"mask_head.convs.0.\1"),
-    (r"roi_heads\.mask_head\.mask_fcn2\.(\w+)", r"mask_head.convs.1.\1"),
-    (r"roi_heads\.mask_head\.mask_fcn3\.(\w+)", r"mask_head.convs.2.\1"),
-    (r"roi_heads\.mask_head\.mask_fcn4\.(\w+)", r"mask_head.convs.3.\1"),
-    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"mask_head.deconv.\1"),
-    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask_head.classifier.\1"),
-]
-# Parameters with rows for each class: how many rows a class has, and rows of the background.
-_CLASS_ROWS = {
-    "box_head.classifier": (1, 1),
-    "box_head.deltas": (4, 0),
-    "mask_head.classifier": (1, 0),
-}
+_CLASSIFIER_KEYS = re.compile(r"(fc|classifier|head|norm|avgpool)\.")
+# torchvision's detectors that were trained with a batch-norm epsilon of 0.
+_ZERO_EPS = re.compile(r"(Mask|Faster)RCNN_ResNet50_FPN_Weights\.\w+")
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint file holds; no code in it is run.
+@dataclass
+class LoadReport:
+    """What became of a checkpoint's tensors."""
 
-    Raises:
-        ValueError: there is no such file, it is damaged, or it holds more than plain data.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no such file: {path} (a name of torchvision's is written in capitals)")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged, or holds objects other than tensors and plain values, which are "
-            f"not loaded because they could run code: {str(error).splitlines()[0]}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    return content
+    source: str
+    loaded: list[str] = field(default_factory=list)  # our names
+    replaced: list[str] = field(default_factory=list)  # ours that start afresh
+    left_over: list[str] = field(default_factory=list)  # the file's that have no place here
 
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint of this project holds.
-
-    Raises:
-        ValueError: see `read_file`, or the file is another program's.
-    """
-    checkpoint = read_file(path)
-    if SPEC_KEY not in checkpoint:
-        raise ValueError(
-            f"{path} is no checkpoint of this project: to start from foreign weights, say "
-            "weights=FILE"
-        )
-    return checkpoint
-
-
-def _read_weights(weights: str, architecture: str, key: str) -> tuple[dict[str, Any], bool]:
-    """The content of a file or of torchvision's weights, and whether it was the latter."""
-    if not re.fullmatch(r"[A-Z0-9_]+", weights):
-        return read_file(weights), False
-    published = torchvision.models.get_model_weights(architecture)
-    if weights not in published.__members__:
-        names = ", ".join(published.__members__)
-        raise ValueError(f"{key}={weights} is no weights of torchvision's {architecture}: {names}")
-    try:
-        return dict(published[weights].get_state_dict(progress=False, check_hash=True)), True
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"cannot download {key}={weights} from {published[weights].url}: {error}. Without a "
-            f"network, fetch that file elsewhere and set {key}=/path/to/it; to start from nothing, "
-            f"set {key}=null"
-            + (" backbone.trainable_stages=5 backbone.norm=bn" if key == "backbone.weights" else "")
-        ) from error
+    def log(self) -> None:
+        """Say it."""
+        log.info("%s: loaded %d tensors", self.source, len(self.loaded))
+        if self.replaced:
+            log.info("start afresh, since the classes are others: %s", ", ".join(self.replaced))
+        if self.left_over:
+            log.info("left over, and not needed: %s", ", ".join(self.left_over))
 
 
 def differences(
@@ -140,38 +77,112 @@ def differences(
 
 
 def _load_strictly(
-    module: nn.Module, state: Mapping[str, Tensor], source: str, fresh: set[str]
+    module: nn.Module, state: Mapping[str, Tensor], report: LoadReport, unknown: Sequence[str] = ()
 ) -> None:
-    """Load all of `state`; only parameters in `fresh` may be missing."""
+    """Load all of `state`; only parameters that the report has as replaced may be missing."""
     own = module.state_dict()
-    problems = differences(own, state, fresh=fresh)
+    unexplained = {key: torch.empty(0) for key in unknown}
+    problems = differences(own, {**state, **unexplained}, fresh=report.replaced)
     if problems:
-        raise ValueError(f"{source} is not of this architecture: {problems}")
-    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+        raise ValueError(f"{report.source} is not of this architecture: {problems}")
+    report.loaded = [key for key in state if key in own]
+    module.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+    report.log()
 
 
-def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> None:
-    """Load a torchvision classifier's layers.
+def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadReport:
+    """Load the layers of a classifier.
 
     Args:
         body: the layers, under torchvision's names (less a common `features.`).
-        weights: a name of torchvision's weights such as IMAGENET1K_V1, or a file.
+        weights: see `read_weights`; torchvision's, or Detectron2's of a ResNet.
         architecture: torchvision's name of the network.
 
     Raises:
         ValueError: the weights cannot be had, or do not fit.
     """
-    content, _ = _read_weights(weights, architecture, "backbone.weights")
+    content = read_weights(weights, key="backbone.weights", architecture=architecture)
+    content = content.get("model", content)
+    report = LoadReport(f"backbone.weights={weights}")
+    if "conv1_w" in content or any(".conv1.norm." in key for key in content):
+        rules = names.CAFFE2_BACKBONE if "conv1_w" in content else names.DETECTRON2_BACKBONE
+        state, report.left_over, unknown = names.translate(content, rules)
+        if any(key.endswith("running_mean") for key in body.state_dict()):
+            names.without_statistics(state)
+        state = {key.removeprefix("backbone.body."): value for key, value in state.items()}
+    else:
+        state, unknown = {}, []
+        for key, value in content.items():
+            if _CLASSIFIER_KEYS.match(key):
+                report.left_over.append(key)
+            else:
+                state[key.removeprefix("features.")] = value
+    _load_strictly(body, state, report, unknown)
+    return report
+
+
+def load_timm(name: str, *, out_indices: list[int], weights: str | None) -> Any:
+    """A network of timm's that gives feature maps.
+
+    Args:
+        name: timm's.
+        out_indices: which maps.
+        weights: `pretrained` for timm's own, a file of its whole network, or None.
+
+    Raises:
+        ValueError: see `mrcnn_lightning.models.backbones.timm`.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError('backbone=timm needs timm: pip install "timm>=1.0"') from error
+    options: dict[str, Any] = {"pretrained": weights is not None}
+    if weights not in (None, "pretrained"):
+        state = read_weights(str(weights), key="backbone.weights")
+        options["pretrained_cfg_overlay"] = {"state_dict": state.get("state_dict", state)}
+    try:
+        net = timm.create_model(name, features_only=True, out_indices=out_indices, **options)
+    except Exception as error:  # timm lets through what its hub, its files and its networks raise
+        raise ValueError(
+            f"backbone.name={name} backbone.out_indices={out_indices} backbone.weights={weights}: "
+            f"timm cannot make it: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    if not isinstance(net, nn.ModuleDict):
+        raise ValueError(
+            f"backbone.name={name} is no chain of layers in timm ({type(net).__name__}), its maps "
+            "cannot be handed out: take a convolutional or a hierarchical network"
+        )
+    return net
+
+
+def read_vgg_classifier(weights: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The two layers of 4096 of a VGG-16, as `fc1` and `fc2`.
+
+    Args:
+        weights: see `read_weights`.
+        own: the state that they are for.
+
+    Raises:
+        ValueError: the weights cannot be had, or do not fit.
+    """
+    content = read_weights(weights, key="model.box_head.trunk.weights", architecture="vgg16")
+    places = {"fc1": "classifier.0", "fc2": "classifier.3"}
     state = {
-        key.removeprefix("features."): value
-        for key, value in content.items()
-        if not _CLASSIFIER_KEYS.match(key)
+        f"{ours}.{kind}": content[f"{theirs}.{kind}"]
+        for ours, theirs in places.items()
+        for kind in ("weight", "bias")
+        if f"{theirs}.{kind}" in content
     }
-    _load_strictly(body, state, f"backbone.weights={weights}", fresh=set())
-    log.info("backbone: loaded all %d tensors of %s", len(state), weights)
+    problems = differences(own, state)
+    if problems:
+        raise ValueError(
+            f"model.box_head.trunk.weights={weights} is no VGG-16's classifier: {problems}; set "
+            "model.box_head.trunk.weights=null to start it afresh"
+        )
+    return state
 
 
-def load_detector(detector: "Detector", weights: str) -> None:
+def load_detector(detector: "Detector", weights: str) -> LoadReport:
     """Load a whole detector to start from; layers that depend on the classes fit where they can.
 
     Rows of classes that the file names are taken over by name if it names all of the model's;
@@ -179,91 +190,114 @@ def load_detector(detector: "Detector", weights: str) -> None:
 
     Args:
         detector: the model.
-        weights: COCO_V1 (torchvision's `maskrcnn_resnet50_fpn`, or `fasterrcnn_resnet50_fpn`
-            where there is no mask head), such a model's file, or a checkpoint of this project.
+        weights: see `read_weights`: of torchvision, of Detectron2, of reference model A's port, or
+            a checkpoint of this project.
 
     Raises:
         ValueError: the weights cannot be had, or do not fit.
     """
-    kind = "fasterrcnn" if detector.mask_head is None else "maskrcnn"
-    content, is_published = _read_weights(weights, f"{kind}_resnet50_fpn", "weights")
-    if is_published:
-        _require_zero_eps(detector, weights)
+    content = read_weights(weights, key="weights")
+    report = LoadReport(f"weights={weights}")
+    state, class_names, unknown = _translated(content, detector, report)
+    if "rpn.head.cls_logits.weight" in content:
+        _look_at_eps(detector, weights)
+    report.replaced = _fit_classes(state, class_names, detector)
+    _load_strictly(detector, state, report, unknown)
+    return report
+
+
+def _translated(
+    content: dict[str, Any], detector: "Detector", report: LoadReport
+) -> tuple[dict[str, Tensor], list[str] | None, list[str]]:
+    """A detector's weights under our names, its class names if known, and unknown keys."""
     if SPEC_KEY in content:
-        names = content[SPEC_KEY]["class_names"]
+        prefix = "model."
         state = {
-            key.removeprefix("model."): value
+            key.removeprefix(prefix): value
             for key, value in content["state_dict"].items()
-            if key.startswith("model.")
+            if key.startswith(prefix)
         }
+        return state, content[SPEC_KEY]["class_names"], []
+    if isinstance(content.get("model"), dict):
+        content = content["model"]
+    if any(key.startswith("proposal_generator.rpn_head.") for key in content):
+        state, report.left_over, unknown = names.translate(content, names.DETECTRON2)
+        names.background_first(state)
+        names.ratios_outermost(state, num_sizes=len(detector.rpn.anchors.sizes[0]))
+    elif "fpn.C1.0.weight" in content:
+        state, report.left_over, unknown = names.translate(content, names.MATTERPORT)
+        names.x_before_y(state)
+    elif "rpn.head.cls_logits.weight" in content:
+        state, report.left_over, unknown = names.translate(content, names.TORCHVISION)
     else:
-        state, names = _from_torchvision(content)
-        eps = _norm_eps(detector)
-        if eps - {0.0}:
-            log.warning(
-                "weights=%s: torchvision's published detectors want backbone.norm_eps=0, it is %s",
-                weights,
-                sorted(eps),
-            )
-    fresh = _fit_classes(state, names, detector)
-    _load_strictly(detector, state, f"weights={weights}", fresh)
-    log.info("model: loaded %d tensors of %s", len(state), weights)
-    if fresh:
-        log.info("model: %s start afresh, since the classes are others", ", ".join(sorted(fresh)))
+        first = ", ".join(list(content)[:3])
+        raise ValueError(
+            f"{report.source} is no detector that is known (its keys are {first}, ...): not "
+            "torchvision's, Detectron2's, the Matterport port's nor this project's; a "
+            "classifier's weights go to backbone.weights"
+        )
+    coco = names.COCO_90 if "rpn.head.cls_logits.weight" in content else names.COCO_80
+    return state, coco if _num_classes(state) == len(coco) else None, unknown
 
 
-def _norm_eps(detector: "Detector") -> set[float]:
+def _look_at_eps(detector: "Detector", weights: str) -> None:
+    """Refuse torchvision's first published detectors without their batch-norm epsilon of 0.
+
+    Raises:
+        ValueError: these are such, and the backbone has another.
+    """
     norms = (FrozenBatchNorm2d, nn.BatchNorm2d)
-    return {layer.eps for layer in detector.backbone.modules() if isinstance(layer, norms)}
-
-
-def _require_zero_eps(detector: "Detector", weights: str) -> None:
-    eps = _norm_eps(detector)
-    if eps - {0.0}:
+    eps = {layer.eps for layer in detector.backbone.modules() if isinstance(layer, norms)}
+    if _ZERO_EPS.fullmatch(weights) and eps - {0.0}:
         raise ValueError(
             f"weights={weights} was trained with a batch-norm epsilon of 0, the backbone has "
             f"{sorted(eps)}: set backbone.norm_eps=0"
         )
 
 
-def _from_torchvision(content: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str] | None]:
-    """A torchvision detector's weights under our names, and its class names if it is COCO's."""
-    state = {}
-    for key, value in content.items():
-        new_key = key
-        for pattern, replacement in _TORCHVISION_KEYS:
-            new_key = re.sub(f"^{pattern}$", replacement, new_key)
-        # The background's box and mask, which torchvision has rows for, are never used.
-        if new_key.startswith("box_head.deltas."):
-            value = value[4:]
-        if new_key.startswith("mask_head.classifier."):
-            value = value[1:]
-        state[new_key] = value
-    coco = torchvision.models.detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
-    num_classes = len(state.get("box_head.classifier.bias", [0])) - 1
-    return state, coco if num_classes == len(coco) else None
+def _num_classes(state: Mapping[str, Tensor]) -> int:
+    """K of a state under our names."""
+    rows = [len(state[key]) for key in state if re.fullmatch(r"box_head\..*classifier\.bias", key)]
+    return rows[0] - 1 if rows else 0
+
+
+def _rows_per_class(detector: "Detector") -> dict[str, int]:
+    """Rows that each class has in the parameters that have any, by name."""
+    sizes = {}
+    for name, head in detector.named_modules():
+        if isinstance(head, BoxBranch):
+            sizes[f"{name}.classifier"] = 1
+        if isinstance(head, BoxBranch | MaskHead) and head.rows != "agnostic":
+            layer, size = ("deltas", 4) if isinstance(head, BoxBranch) else ("classifier", 1)
+            sizes[f"{name}.{layer}"] = size
+    return {f"{layer}.{kind}": size for layer, size in sizes.items() for kind in ("weight", "bias")}
 
 
 def _fit_classes(
-    state: dict[str, Tensor], names: Sequence[str] | None, detector: "Detector"
-) -> set[str]:
+    state: dict[str, Tensor], class_names: Sequence[str] | None, detector: "Detector"
+) -> list[str]:
     """Pick the rows of the detector's classes in `state`, or take out the layers that have rows.
 
     Returns:
         The parameters that were taken out.
     """
-    wanted = detector.class_names
-    num_classes = len(state.get("box_head.classifier.bias", [0])) - 1
-    if names is None and num_classes == len(wanted):
-        return set()
-    parameters = [key for key in state if key.rpartition(".")[0] in _CLASS_ROWS]
-    if names is None or not set(wanted) <= set(names):
-        for key in parameters:
+    wanted, num_classes = detector.class_names, _num_classes(state)
+    sizes = {key: size for key, size in _rows_per_class(detector).items() if key in state}
+    if list(wanted) == class_names or (class_names is None and len(wanted) == num_classes):
+        classes = torch.arange(num_classes)
+    elif class_names is not None and set(wanted) <= set(class_names):
+        classes = torch.tensor([class_names.index(name) for name in wanted])
+    else:
+        for key in sizes:
             del state[key]
-        return set(parameters)
-    classes = torch.tensor([names.index(name) for name in wanted])
-    for key in parameters:
-        per_class, background = _CLASS_ROWS[key.rpartition(".")[0]]
-        rows = state[key][background:].unflatten(0, (-1, per_class))[classes].flatten(0, 1)
-        state[key] = torch.cat([state[key][:background], rows])
-    return set()
+        return sorted(sizes)
+    own = detector.state_dict()
+    for key, size in sizes.items():
+        rows = state[key].unflatten(0, (-1, size))
+        has_background = len(rows) == num_classes + 1
+        chosen = rows[classes + int(has_background)]
+        # torchvision's background has boxes and masks, which are never used.
+        if has_background and len(own[key]) == (len(wanted) + 1) * size:
+            chosen = torch.cat([rows[:1], chosen])
+        state[key] = chosen.flatten(0, 1)
+    return []

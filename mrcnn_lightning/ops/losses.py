@@ -1,75 +1,83 @@
-"""The five losses, pure and unweighted.
+"""The losses, pure and unweighted.
 
 B images, S sampled anchors, R sampled RoIs, N positive RoIs, K classes, m mask side.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 
+from mrcnn_lightning.ops import boxes as box_ops
 from mrcnn_lightning.ops.precision import at_least_float32
 
-# Where the box losses turn from quadratic to linear (Detectron's and torchvision's 1/9).
-SMOOTH_L1_BETA = 1 / 9
 
-
-def _mean(losses: Tensor, counted: Tensor, denominator: Tensor) -> Tensor:
+def mean_where(losses: Tensor, counted: Tensor, denominator: Tensor) -> Tensor:
     """Sum of the losses that count over a number, 0 (and still connected) where none does."""
     total = torch.where(counted, losses, losses.new_zeros(())).sum()
     return total / denominator.clamp(min=1).to(losses.dtype)
 
 
-def rpn_losses(
-    objectness: Tensor, deltas: Tensor, target_deltas: Tensor, positive: Tensor, valid: Tensor
-) -> dict[str, Tensor]:
-    """Losses of the region proposal network (Faster R-CNN, equation 1), both over all sampled.
+def objectness_loss(objectness: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of object or not, a mean over the sample (Faster R-CNN, equation 1).
 
     Args:
-        objectness: (B, S) logits of the sampled anchors.
-        deltas: (B, S, 4) predicted.
-        target_deltas: (B, S, 4), looked at where positive.
+        objectness: (B, S) logits of the sampled anchors; with two logits an anchor, foreground
+            less background.
         positive: (B, S) bool.
         valid: (B, S) bool, places of the sample that are in use.
     """
-    objectness, deltas = at_least_float32(objectness), at_least_float32(deltas)
-    num_sampled = valid.sum()
-    classification = F.binary_cross_entropy_with_logits(
+    objectness = at_least_float32(objectness)
+    losses = F.binary_cross_entropy_with_logits(
         objectness, positive.to(objectness.dtype), reduction="none"
     )
-    regression = F.smooth_l1_loss(deltas, target_deltas, beta=SMOOTH_L1_BETA, reduction="none")
-    return {
-        "loss_objectness": _mean(classification, valid, num_sampled),
-        "loss_rpn_box_reg": _mean(regression, positive[..., None], num_sampled),
-    }
+    return mean_where(losses, valid, valid.sum())
 
 
-def box_losses(
-    logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, valid: Tensor
-) -> dict[str, Tensor]:
-    """Losses of the box head (Fast R-CNN, section 2.3), both over all sampled RoIs.
+def classification_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of the class, a mean over the sample (Fast R-CNN, section 2.3).
 
     Args:
         logits: (B, R, K + 1), background first.
-        deltas: (B, R, K, 4), per class.
         labels: (B, R) int64, 0 for background.
-        target_deltas: (B, R, 4), looked at where the label is a class.
         valid: (B, R) bool, places of the sample that are in use.
     """
-    logits, deltas = at_least_float32(logits), at_least_float32(deltas)
-    num_sampled = valid.sum()
-    classification = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    of_class = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
-    regression = F.smooth_l1_loss(
-        deltas.gather(2, of_class)[:, :, 0], target_deltas, beta=SMOOTH_L1_BETA, reduction="none"
-    )
-    positive = valid & (labels > 0)
-    return {
-        "loss_classifier": _mean(classification, valid.flatten(), num_sampled),
-        "loss_box_reg": _mean(regression, positive[..., None], num_sampled),
-    }
+    logits = at_least_float32(logits)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return mean_where(losses, valid.flatten(), valid.sum())
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def smooth_l1(
+    deltas: Tensor, anchors: Tensor, boxes: Tensor, *, weights: Sequence[float], beta: float
+) -> Tensor:
+    """Smooth L1 distance of predicted and wanted deltas, summed over the four of them.
+
+    Args:
+        deltas: (..., 4) predicted.
+        anchors: (..., 4) that they correct.
+        boxes: (..., 4) that they should make of them.
+        weights: of the deltas.
+        beta: where the loss turns from quadratic to linear; 0 is the L1 distance.
+
+    Returns:
+        (...)
+    """
+    wanted = box_ops.encode(boxes, anchors, weights)
+    return F.smooth_l1_loss(deltas, wanted, beta=beta, reduction="none").sum(-1)
+
+
+def giou(deltas: Tensor, anchors: Tensor, boxes: Tensor, *, weights: Sequence[float]) -> Tensor:
+    """One less the generalised IoU of predicted and wanted boxes (Rezatofighi et al. 2019).
+
+    Arguments and result as for `smooth_l1`.
+    """
+    found = box_ops.decode(deltas, anchors, weights)
+    return torchvision.ops.generalized_box_iou_loss(found, boxes)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of the true class's mask (Mask R-CNN, section 3).
 
     Args:
@@ -78,4 +86,4 @@ def mask_loss(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """
     logits = at_least_float32(logits)
     total = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
-    return {"loss_mask": total / max(logits.numel(), 1)}
+    return total / max(logits.numel(), 1)

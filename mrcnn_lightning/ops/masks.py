@@ -3,6 +3,9 @@
 N masks, G objects of an image, M mini-mask side, m side of a predicted mask, H and W of an image.
 """
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
@@ -11,7 +14,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from mrcnn_lightning.ops.boxes import MIN_SIDE
 from mrcnn_lightning.ops.precision import at_least_float32
+from mrcnn_lightning.ops.roi_align import crop_and_resize
 
 # A cell of a predicted mask belongs to the object above this probability.
 THRESHOLD = 0.5
@@ -28,13 +33,37 @@ def mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int) -> Ten
         boxes: (N, 4), the RoIs, in pixels.
         size: cells a side.
     """
+    rois = _in_cells(masks, frames, boxes)
+    return torchvision.ops.roi_align(masks[:, None].to(boxes.dtype), rois, size, aligned=True)[:, 0]
+
+
+def binary_mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """As `mask_targets`, 1 from a half on and 0 below (Detectron2)."""
+    return (mask_targets(masks, frames, boxes, size) >= THRESHOLD).to(boxes.dtype)
+
+
+def cropped_mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """As `mask_targets`, by crop-and-resize of the mini-mask, rounded (reference model A)."""
+    number = torch.arange(len(masks), device=boxes.device)
+    cropped = crop_and_resize(
+        [masks[:, None].to(boxes.dtype)],
+        [1],
+        _in_cells(masks, frames, boxes)[:, 1:],
+        number,
+        torch.zeros_like(number),
+        output_size=size,
+    )
+    return cropped[:, 0].round()
+
+
+def _in_cells(masks: Tensor, frames: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes (N, 4) in cells of their own masks (N, M, M), with the masks' numbers: (N, 5)."""
     x1, y1, x2, y2 = frames.unbind(1)
     origins = torch.stack([x1, y1, x1, y1], dim=1)
     x_cells, y_cells = masks.shape[2] / (x2 - x1), masks.shape[1] / (y2 - y1)
     cells_per_pixel = torch.stack([x_cells, y_cells, x_cells, y_cells], dim=1)
     number = torch.arange(len(masks), device=boxes.device, dtype=boxes.dtype)
-    rois = torch.cat([number[:, None], (boxes - origins) * cells_per_pixel], dim=1)  # (N, 5)
-    return torchvision.ops.roi_align(masks[:, None].to(boxes.dtype), rois, size, aligned=True)[:, 0]
+    return torch.cat([number[:, None], (boxes - origins) * cells_per_pixel], dim=1)
 
 
 def _enlarged(boxes: Tensor, cells: int) -> npt.NDArray[np.int64]:
@@ -45,9 +74,11 @@ def _enlarged(boxes: Tensor, cells: int) -> npt.NDArray[np.int64]:
     return enlarged.to(torch.int64).numpy()
 
 
-def paste_crops(
-    masks: Tensor, boxes: Tensor, size: tuple[int, int]
-) -> list[tuple[npt.NDArray[np.bool_], int, int]]:
+Crop = tuple[npt.NDArray[np.bool_], int, int]
+Crops = Callable[[Tensor, Tensor, tuple[int, int]], list[Crop]]
+
+
+def resized_crops(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Crop]:
     """Masks (N, m, m) at the size of their boxes (N, 4), cut to an image of `size` (H, W).
 
     Bit for bit the pixels that torchvision's `paste_masks_in_image` sets above one half, without
@@ -65,10 +96,47 @@ def paste_crops(
     return crops
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def sampled_crops(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Crop]:
+    """As `resized_crops`, each mask sampled at the middles of the image's pixels (Detectron2).
+
+    Bilinear, and fading to zero around the box: half a cell outside of the mask is none left.
+    """
+    masks, boxes = at_least_float32(masks), boxes.to(torch.promote_types(masks.dtype, boxes.dtype))
+    crops = []
+    for mask, (x1, y1, x2, y2) in zip(masks.to(boxes.dtype), boxes.tolist(), strict=True):
+        top, rows = _samples(y1, y2, size[0], mask)
+        left, columns = _samples(x1, x2, size[1], mask)
+        crops.append(((rows @ mask @ columns.T >= THRESHOLD).numpy(), top, left))
+    return crops
+
+
+def _samples(start: float, end: float, size: int, mask: Tensor) -> tuple[int, Tensor]:
+    """What the cells of a mask (m, m) are worth to an image's pixels along one axis.
+
+    Args:
+        start: of the mask's box, in pixels.
+        end: likewise.
+        size: pixels of the image.
+        mask: of the right type.
+
+    Returns:
+        The first pixel that the mask can reach, and weights (pixels, m).
+    """
+    num = mask.shape[0]
+    first = min(max(math.floor(start) - 1, 0), size)
+    last = min(max(math.ceil(end) + 1, first), size)
+    pixels = torch.arange(first, last, dtype=mask.dtype)
+    cells = (pixels + 0.5 - start) / max(end - start, MIN_SIDE) * num - 0.5
+    distance = (cells[:, None] - torch.arange(num, dtype=mask.dtype)).abs()
+    return first, (1 - distance).clamp(min=0)
+
+
+def paste_masks(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], crops: Crops = resized_crops
+) -> Tensor:
     """Masks (N, m, m) pasted at their boxes (N, 4) into whole images: (N, H, W) bool."""
     canvas = np.zeros((len(masks), *size), dtype=np.bool_)
-    for image, (crop, top, left) in zip(canvas, paste_crops(masks, boxes, size), strict=True):
+    for image, (crop, top, left) in zip(canvas, crops(masks, boxes, size), strict=True):
         image[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
     return torch.from_numpy(canvas)
 
@@ -95,9 +163,9 @@ def encode_crop(crop: npt.NDArray[np.bool_], top: int, left: int, size: tuple[in
     return pycocotools.mask.frPyObjects(rle, height, width)["counts"]
 
 
-def encode_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[bytes]:
+def encode_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], crops: Crops) -> list[bytes]:
     """Masks (N, m, m) pasted at their boxes (N, 4) and run-length encoded, without a canvas."""
-    return [encode_crop(*crop, size) for crop in paste_crops(masks, boxes, size)]
+    return [encode_crop(*crop, size) for crop in crops(masks, boxes, size)]
 
 
 def decode_masks(rles: list[bytes], size: tuple[int, int]) -> Tensor:

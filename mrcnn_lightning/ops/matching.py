@@ -3,6 +3,7 @@
 B images, G padded objects, A candidates.
 """
 
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,14 @@ from mrcnn_lightning.ops.boxes import iou
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 # Objects compared with all candidates at a time: a crowded image must not cost (B, 375, A) floats.
 CHUNK = 8
+
+
+class BestMatches(StrEnum):
+    """Which of the candidates that an object overlaps most are positive, whatever their IoU."""
+
+    ALL = "all"  # that tie
+    FIRST = "first"
+    NONE = "none"
 
 
 class Match(NamedTuple):
@@ -29,14 +38,15 @@ def match(
     *,
     positive_iou: float,
     negative_iou: float,
-    low_quality_matches: bool,
+    best_matches: BestMatches,
+    eligible: Tensor | None = None,
 ) -> Match:
     """Match candidates to objects by IoU (Faster R-CNN, section 3.1.2).
 
     A candidate is positive at `positive_iou` or more with any object, negative below
-    `negative_iou` with all, ignored in between. With `low_quality_matches`, the candidates that
-    tie for an object's best IoU are positive too, whatever it is above zero; their object is
-    still the one that they themselves overlap most.
+    `negative_iou` with all, ignored in between. An object's best candidates may be positive
+    whatever their IoU is above zero; their object is still the one that they themselves overlap
+    most.
 
     Args:
         boxes: (B, G, 4).
@@ -44,7 +54,8 @@ def match(
         candidates: (B, A, 4), or (A, 4) when all images share them.
         positive_iou: at or above it a candidate is positive.
         negative_iou: below it a candidate is negative.
-        low_quality_matches: whether every object gets its best candidates.
+        best_matches: which of an object's best candidates are positive.
+        eligible: (B, A) bool, or None for all; other candidates are ignored, and no object's best.
     """
     shape = (len(boxes), candidates.shape[-2])
     best_iou = candidates.new_full(shape, -1.0)
@@ -53,14 +64,45 @@ def match(
     for start in range(0, boxes.shape[1], CHUNK):
         chunk = slice(start, start + CHUNK)
         ious = iou(boxes[:, chunk], candidates)  # (B, CHUNK, A)
-        ious = torch.where(valid[:, chunk, None], ious, -1.0)
+        counts = (
+            valid[:, chunk, None] if eligible is None else valid[:, chunk, None] & eligible[:, None]
+        )
+        ious = torch.where(counts, ious, -1.0)
         chunk_iou, chunk_index = ious.max(dim=1)
         best_index = torch.where(chunk_iou > best_iou, chunk_index + start, best_index)
         best_iou = torch.maximum(chunk_iou, best_iou)
-        if low_quality_matches:
-            objects_best = ious.amax(dim=2, keepdim=True)
-            is_best_of_an_object |= ((ious == objects_best) & (objects_best > 0)).any(dim=1)
+        is_best_of_an_object |= _best_of_an_object(ious, best_matches)
     label = torch.full_like(best_index, IGNORED)
     label = torch.where(best_iou < negative_iou, NEGATIVE, label)
     label = torch.where((best_iou >= positive_iou) | is_best_of_an_object, POSITIVE, label)
+    if eligible is not None:
+        label = torch.where(eligible, label, IGNORED)
     return Match(best_index, label)
+
+
+def _best_of_an_object(ious: Tensor, best_matches: BestMatches) -> Tensor:
+    """(B, A) bool, of IoUs (B, G, A)."""
+    if best_matches == BestMatches.NONE:
+        return torch.zeros_like(ious[:, 0], dtype=torch.bool)
+    best, first = ious.max(dim=2, keepdim=True)  # the first of those that tie
+    if best_matches == BestMatches.ALL:
+        return ((ious == best) & (best > 0)).any(dim=1)
+    return torch.zeros_like(ious, dtype=torch.bool).scatter_(2, first, best > 0).any(dim=1)
+
+
+def overlaps(boxes: Tensor, valid: Tensor, candidates: Tensor, *, min_iou: float) -> Tensor:
+    """(B, A) bool: candidates that overlap any of the valid boxes by `min_iou` or more.
+
+    Args:
+        boxes: (B, G, 4).
+        valid: (B, G) bool.
+        candidates: (B, A, 4), or (A, 4) when all images share them.
+        min_iou: at or above it they overlap.
+    """
+    shape = (len(boxes), candidates.shape[-2])
+    found = torch.zeros(shape, dtype=torch.bool, device=candidates.device)
+    for start in range(0, boxes.shape[1], CHUNK):
+        chunk = slice(start, start + CHUNK)
+        ious = iou(boxes[:, chunk], candidates)  # (B, CHUNK, A)
+        found |= ((ious >= min_iou) & valid[:, chunk, None]).any(dim=1)
+    return found

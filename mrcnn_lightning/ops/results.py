@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 
-from mrcnn_lightning.ops.masks import encode_masks
+from mrcnn_lightning.ops.masks import Crops, encode_masks
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 
 
-def per_image(detections: Detections, batch: Batch) -> list[ImageDetections]:
-    """Each image's detections on the host, in its own pixels, with masks run-length encoded."""
+def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageDetections]:
+    """Each image's detections on the host, in its own pixels, with masks run-length encoded.
+
+    Args:
+        detections: of the batch.
+        batch: where they were found.
+        crops: how masks are pasted, see `resized_crops`.
+    """
     detections = detections.to("cpu")
     origins = batch.windows[:, None, :2].cpu().double()  # (B, 1, 2)
     scales = batch.scales[:, None].cpu()
@@ -27,7 +33,7 @@ def per_image(detections: Detections, batch: Batch) -> list[ImageDetections]:
         rles = None
         if detections.masks is not None:
             masks = detections.masks[image, found]
-            rles = encode_masks(masks, boxes[image, found], (height, width))
+            rles = encode_masks(masks, boxes[image, found], (height, width), crops)
         images.append(
             ImageDetections(
                 image_id=image_id,

@@ -1,4 +1,4 @@
-"""RoIAlign over all pyramid levels in one gather.
+"""What RoIs hold of a pyramid, at a fixed size: RoIAlign, and crop-and-resize.
 
 R RoIs, C channels, L levels, P bins a side, S samples a bin and side.
 """
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 
 from mrcnn_lightning.ops.boxes import area
@@ -14,33 +15,32 @@ from mrcnn_lightning.ops.precision import at_least_float32
 
 
 def assign_levels(
-    boxes: Tensor, *, canonical_size: float, canonical_level: int, levels: range
+    boxes: Tensor, *, canonical_size: float, canonical_level: int, levels: range, rounded: bool
 ) -> Tensor:
     """The pyramid level of each box (R, 4), as an index into `levels`: (R,) int64.
 
-    Equation 1 of the FPN paper, with torchvision's 1e-6 against rounding at powers of two.
+    Equation 1 of the FPN paper, with torchvision's 1e-6 against rounding at powers of two; or
+    rounded to the nearest level instead of down.
     """
-    ratio = area(boxes).sqrt() / canonical_size
-    level = torch.floor(canonical_level + torch.log2(ratio) + 1e-6)
+    level = canonical_level + torch.log2(area(boxes).sqrt() / canonical_size)
+    level = torch.round(level) if rounded else torch.floor(level + 1e-6)
     return level.clamp(levels[0], levels[-1]).to(torch.int64) - levels[0]
 
 
-def _taps(start: Tensor, length: Tensor, size: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Both neighbours, and their weights, of `num` sample points along one axis.
+def _taps(points: Tensor, size: Tensor, *, reach: float) -> tuple[Tensor, Tensor]:
+    """Both neighbours, and their weights, of sample points along one axis.
 
     Args:
-        start: (R,) where the RoI starts, in cells of its level.
-        length: (R,) how long it is.
+        points: (R, num), in cells of each RoI's level.
         size: (R,) how many cells its level has.
-        num: sample points, spread evenly.
+        reach: points farther than this from the first and last cell count for zero; those between
+            are worth what the cell is.
 
     Returns:
-        cells (R, num, 2) int64 and weights (R, num, 2), zero for points outside the level.
+        cells (R, num, 2) int64 and weights (R, num, 2).
     """
-    fractions = (torch.arange(num, dtype=start.dtype, device=start.device) + 0.5) / num
-    points = start[:, None] + fractions * length[:, None]  # (R, num)
     last = (size - 1)[:, None].to(points.dtype)
-    inside = (points >= -1) & (points <= last + 1)
+    inside = (points >= -reach) & (points <= last + reach)
     points = torch.minimum(points.clamp(min=0), last)
     low = points.floor()
     high = torch.minimum(low + 1, last)
@@ -57,6 +57,51 @@ def _by_level(values: Sequence[float], level_index: Tensor) -> Tensor:
     return chosen
 
 
+class _Rows:
+    """The cells of all levels and images laid end to end, and where each RoI finds its own."""
+
+    def __init__(
+        self, features: Sequence[Tensor], image_index: Tensor, level_index: Tensor
+    ) -> None:
+        num_images, channels = features[0].shape[:2]
+        rows = [level.permute(0, 2, 3, 1).reshape(-1, channels) for level in features]
+        self.rows = at_least_float32(torch.cat(rows))  # (all cells, C)
+        cells = [num_images * level.shape[2] * level.shape[3] for level in features]
+        self.height = _by_level([level.shape[2] for level in features], level_index)  # (R,)
+        self.width = _by_level([level.shape[3] for level in features], level_index)
+        first = _by_level([sum(cells[:level]) for level in range(len(cells))], level_index)
+        self.first = first + image_index * self.height * self.width  # the image's first cell
+
+    def pool(self, y: Tensor, x: Tensor, *, reach: float, output_size: int) -> Tensor:
+        """Means of the bilinear samples in each bin, (R, C, P, P).
+
+        Every bin is one weighted bag of rows, so that one `embedding_bag` does all levels.
+
+        Args:
+            y: (R, P * S) sample points in cells, in order.
+            x: likewise.
+            reach: see `_taps`.
+            output_size: P.
+        """
+        num = y.shape[1] // output_size
+        y_cells, y_weight = _taps(y, self.height, reach=reach)  # (R, P * S, 2)
+        x_cells, x_weight = _taps(x, self.width, reach=reach)
+        # One bag a bin: S * 2 taps along y times S * 2 along x.
+        down = (len(y), output_size, 1, num * 2, 1)
+        right = (len(y), 1, output_size, 1, num * 2)
+        first, width = self.first.view(-1, 1, 1, 1, 1), self.width.view(-1, 1, 1, 1, 1)
+        bag = (first + y_cells.view(down) * width + x_cells.view(right)).flatten(3)
+        weight = (y_weight.view(down) * x_weight.view(right)).flatten(3) / num**2
+        pooled = F.embedding_bag(
+            bag.flatten(0, 2),
+            self.rows,
+            per_sample_weights=weight.flatten(0, 2).to(self.rows.dtype),
+            mode="sum",
+        )
+        shape = (len(y), output_size, output_size, self.rows.shape[1])
+        return pooled.view(shape).permute(0, 3, 1, 2)
+
+
 def roi_align(
     features: Sequence[Tensor],
     strides: Sequence[int],
@@ -66,11 +111,11 @@ def roi_align(
     *,
     output_size: int,
     sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
     """Average of bilinear samples in each bin of each RoI (Mask R-CNN, section 3).
 
-    Equals torchvision's `MultiScaleRoIAlign`. The rows (cells) of all levels lie end to end and
-    every bin is one weighted bag of them, so that one `embedding_bag` does all levels and images.
+    Equals torchvision's `MultiScaleRoIAlign`, or Detectron2's `ROIAlignV2` where aligned.
 
     Args:
         features: L tensors (B, C, height, width).
@@ -79,38 +124,90 @@ def roi_align(
         image_index: (R,) int64.
         level_index: (R,) int64, from `assign_levels`.
         output_size: P.
-        sampling_ratio: S.
+        sampling_ratio: S; 0 is one sample a cell, as many as the RoI is large.
+        aligned: whether the middle of the first pixel is 0.5 and not 0; RoIs of less than a cell
+            are then not enlarged.
 
     Returns:
         (R, C, P, P), at least float32.
     """
-    num_images, channels = features[0].shape[:2]
-    num = output_size * sampling_ratio
-    rows = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in features])
-    rows = at_least_float32(rows)  # (all cells, C)
-
-    cells = [num_images * level.shape[2] * level.shape[3] for level in features]
-    height = _by_level([level.shape[2] for level in features], level_index)  # (R,)
-    width = _by_level([level.shape[3] for level in features], level_index)
-    first = _by_level([sum(cells[:level]) for level in range(len(cells))], level_index)
-    first = first + image_index * height * width  # the row of the image's first cell
-
+    if sampling_ratio == 0:
+        return _adaptive_roi_align(
+            features, strides, boxes, image_index, level_index, output_size, aligned
+        )
+    rows = _Rows(features, image_index, level_index)
     scale = _by_level([1 / stride for stride in strides], level_index).to(boxes.dtype)
     x1, y1, x2, y2 = (boxes * scale[:, None]).unbind(1)
-    x, x_weight = _taps(x1, (x2 - x1).clamp(min=1), width, num)  # (R, P * S, 2)
-    y, y_weight = _taps(y1, (y2 - y1).clamp(min=1), height, num)
 
-    # One bag a bin: S * 2 taps along y times S * 2 along x.
-    bins = (len(boxes), output_size, 1, sampling_ratio * 2, 1)
-    y, y_weight = y.view(bins), y_weight.view(bins)
-    bins = (len(boxes), 1, output_size, 1, sampling_ratio * 2)
-    x, x_weight = x.view(bins), x_weight.view(bins)
-    bag = (first.view(-1, 1, 1, 1, 1) + y * width.view(-1, 1, 1, 1, 1) + x).flatten(3)
-    weight = (y_weight * x_weight).flatten(3) / sampling_ratio**2  # (R, P, P, S * S * 4)
-    pooled = F.embedding_bag(
-        bag.flatten(0, 2),
-        rows,
-        per_sample_weights=weight.flatten(0, 2).to(rows.dtype),
-        mode="sum",
-    )
-    return pooled.view(len(boxes), output_size, output_size, channels).permute(0, 3, 1, 2)
+    def points(start: Tensor, length: Tensor) -> Tensor:
+        num = output_size * sampling_ratio
+        fractions = (torch.arange(num, dtype=start.dtype, device=start.device) + 0.5) / num
+        if aligned:
+            return start[:, None] - 0.5 + fractions * length[:, None]
+        return start[:, None] + fractions * length.clamp(min=1)[:, None]  # (R, P * S)
+
+    return rows.pool(points(y1, y2 - y1), points(x1, x2 - x1), reach=1, output_size=output_size)
+
+
+def _adaptive_roi_align(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Tensor,
+    image_index: Tensor,
+    level_index: Tensor,
+    output_size: int,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign with a number of samples of each RoI's own, which takes the operator, by level."""
+    maps = [at_least_float32(level) for level in features]
+    boxes = boxes.to(maps[0].dtype)
+    rois = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)  # (R, 5)
+    pooled = maps[0].new_zeros(len(boxes), maps[0].shape[1], output_size, output_size)
+    for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
+        chosen = torch.nonzero(level_index == level).squeeze(1)
+        cut = torchvision.ops.roi_align(
+            feature, rois[chosen], output_size, 1 / stride, sampling_ratio=0, aligned=aligned
+        )
+        pooled = pooled.index_copy(0, chosen, cut)
+    return pooled
+
+
+def crop_and_resize(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Tensor,
+    image_index: Tensor,
+    level_index: Tensor,
+    *,
+    output_size: int,
+) -> Tensor:
+    """One bilinear sample a bin, the corners of RoI and bins aligned, zero outside the map.
+
+    TensorFlow's `crop_and_resize`: along a side of n cells the edges 0 and 1 of the image are the
+    first and the last cell.
+
+    Args:
+        features: L tensors (B, C, height, width).
+        strides: L pixels per cell.
+        boxes: (R, 4) in pixels.
+        image_index: (R,) int64.
+        level_index: (R,) int64, from `assign_levels`.
+        output_size: P, at least 2.
+
+    Returns:
+        (R, C, P, P), at least float32.
+    """
+    rows = _Rows(features, image_index, level_index)
+    stride = _by_level(strides, level_index)
+
+    def points(start: Tensor, end: Tensor, size: Tensor) -> Tensor:
+        # A box often ends at the very edge, where rounding decides: the steps are in TensorFlow's
+        # order.
+        pixels, last = (size * stride)[:, None], (size - 1)[:, None]
+        start, end = start[:, None] / pixels, end[:, None] / pixels
+        steps = torch.arange(output_size, dtype=start.dtype, device=start.device)
+        return start * last + steps * (end - start) * last / (output_size - 1)  # (R, P)
+
+    x1, y1, x2, y2 = boxes.unbind(1)
+    y, x = points(y1, y2, rows.height), points(x1, x2, rows.width)
+    return rows.pool(y, x, reach=0, output_size=output_size)

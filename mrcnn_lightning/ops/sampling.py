@@ -57,8 +57,15 @@ def random_keys(keys: Tensor, stage: Stage, slots: Tensor) -> Tensor:
     return (bits << 31) | slots
 
 
-def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float) -> SampledIndices:
-    """SampledIndices `num` candidates an image, at most `positive_fraction` of them positive.
+def sample(
+    label: Tensor,
+    random: Tensor,
+    *,
+    num: int,
+    positive_fraction: float,
+    keep_proportion: bool = False,
+) -> SampledIndices:
+    """Sample `num` candidates an image, at most `positive_fraction` of them positive.
 
     Negatives take the places that positives leave (Faster R-CNN, section 3.1.3).
 
@@ -67,6 +74,8 @@ def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float)
         random: (B, N) distinct int64 numbers >= 0; the highest win.
         num: S, or N where that is less.
         positive_fraction: in [0, 1].
+        keep_proportion: whether there are only as many negatives as make the positives their
+            fraction, which is none at all without positives.
     """
     num = min(num, label.shape[1])
     num_positive = int(num * positive_fraction)
@@ -77,7 +86,11 @@ def sample(label: Tensor, random: Tensor, *, num: int, positive_fraction: float)
 
     positives, are_positives = draw(POSITIVE, num_positive)
     negatives, are_negatives = draw(NEGATIVE, num)
-    places_left = num - are_positives.sum(dim=1, keepdim=True)
+    found = are_positives.sum(dim=1, keepdim=True)
+    places_left = num - found
+    if keep_proportion:
+        wanted = (found.double() / positive_fraction - found).to(torch.int64)
+        places_left = torch.minimum(places_left, wanted)
     are_negatives &= torch.arange(num, device=label.device) < places_left
 
     indices = torch.cat([positives, negatives], dim=1)  # (B, num_positive + num)

@@ -185,19 +185,20 @@ def _picture(
     batch: Batch, detections: Detections, image: int, class_names: list[str], min_score: float
 ) -> Tensor:
     """Ground truth on the left, predictions on the right: (3, h, 2 w + gap) uint8."""
-    width, height = (int(side) for side in batch.windows[image, 2:].tolist())
-    pixels = batch.images[image, :, :height, :width].cpu()
+    x1, y1, x2, y2 = (int(side) for side in batch.windows[image].tolist())
+    size, origin = (y2 - y1, x2 - x1), batch.windows[image, :2].repeat(2).cpu()
+    pixels = batch.images[image, :, y1:y2, x1:x2].cpu()
     found = (detections.scores[image] >= min_score) & (detections.labels[image] > 0)
-    pred_boxes, pred_masks = detections.boxes[image, found].cpu(), None
+    pred_boxes, pred_masks = detections.boxes[image, found].cpu() - origin, None
     if detections.masks is not None:
         masks = detections.masks[image, found].cpu()
-        pred_masks = paste_masks(masks, pred_boxes, (height, width))
+        pred_masks = paste_masks(masks, pred_boxes, size)
     assert batch.targets is not None
     real = batch.targets.trainable[image]
-    gt_boxes, gt_masks = batch.targets.boxes[image, real].cpu(), None
+    gt_boxes, gt_masks = batch.targets.boxes[image, real].cpu() - origin, None
     if batch.targets.masks is not None and batch.targets.mask_frames is not None:
         masks, frames = batch.targets.masks[image, real], batch.targets.mask_frames[image, real]
-        gt_masks = paste_masks(masks.float().cpu(), frames.cpu(), (height, width))
+        gt_masks = paste_masks(masks.float().cpu(), frames.cpu() - origin, size)
     truth = draw(
         pixels,
         boxes=gt_boxes,

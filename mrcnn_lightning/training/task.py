@@ -15,27 +15,37 @@ from torch.optim import Optimizer
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import COCOMetric
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.weights import SPEC_KEY, differences, load_detector
+from mrcnn_lightning.models.weight_files import SPEC_KEY
+from mrcnn_lightning.models.weights import differences, load_detector
 from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, backbone_lr_factor: float
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decay_biases: bool,
+    backbone_lr_factor: float,
 ) -> list[dict[str, Any]]:
-    """Named groups for an optimizer: norms and biases do not decay, the backbone has its own rate.
+    """Named groups for an optimizer: norms do not decay, the backbone has its own rate.
 
     Args:
         model: a detector.
         lr: of all but the backbone.
         weight_decay: of matrices and convolutions.
+        decay_biases: whether their biases decay too.
         backbone_lr_factor: the backbone's part of `lr`.
     """
     groups: dict[str, dict[str, Any]] = {}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_backbone, decays = name.startswith("backbone."), parameter.dim() > 1
+        is_bias = f"{name.removesuffix('bias')}weight" in matrices
+        in_backbone, decays = name.startswith("backbone."), name in matrices
+        decays = decays or (decay_biases and is_bias)
         group = f"{'backbone' if in_backbone else 'heads'}{'' if decays else '_no_decay'}"
         groups.setdefault(
             group,
@@ -60,6 +70,7 @@ class DetectionTask(lightning.LightningModule):
         weights: to start from (see `load_detector`), or None.
         optimizer: makes the optimizer from parameter groups; its `lr` must be bound.
         scheduler: makes the schedule from the optimizer and `total_steps`.
+        decay_biases: whether biases decay, as matrices do; norms never do.
         backbone_lr_factor: the backbone's part of the learning rate.
         val_losses: whether losses are computed in validation too.
     """
@@ -74,6 +85,7 @@ class DetectionTask(lightning.LightningModule):
         weights: str | None,
         optimizer: "partial[Optimizer]",
         scheduler: Callable[..., Any],
+        decay_biases: bool,
         backbone_lr_factor: float,
         val_losses: bool,
     ) -> None:
@@ -86,6 +98,7 @@ class DetectionTask(lightning.LightningModule):
             load_detector(self.model, weights)
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
+        self.decay_biases = decay_biases
         self.backbone_lr_factor = backbone_lr_factor
         self.val_losses = val_losses
         self.results: dict[str, float] = {}  # of the last evaluation
@@ -118,6 +131,7 @@ class DetectionTask(lightning.LightningModule):
             self.model,
             lr=settings["lr"],
             weight_decay=settings.get("weight_decay", 0.0),
+            decay_biases=self.decay_biases,
             backbone_lr_factor=self.backbone_lr_factor,
         )
         total_steps = self.trainer.estimated_stepping_batches
@@ -139,6 +153,10 @@ class DetectionTask(lightning.LightningModule):
                 "weights are frozen and will stay random: to train from nothing, set "
                 "backbone.trainable_stages=5 backbone.norm=bn"
             )
+
+    def on_train_start(self) -> None:
+        """Put frozen stages in evaluation mode; Lightning leaves modes as it finds them."""
+        self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the losses.
@@ -176,7 +194,7 @@ class DetectionTask(lightning.LightningModule):
                 sync_dist=True,
             )
         detections = self.model.predict(batch, features)
-        self.metric.update(per_image(detections, batch))
+        self.metric.update(per_image(detections, batch, self.model.paste))
         return detections
 
     def _score(self, split: str) -> None:
@@ -209,7 +227,7 @@ class DetectionTask(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[ImageDetections]:
         """What is in the images of a batch."""
-        found = per_image(self.model.predict(batch), batch)
+        found = per_image(self.model.predict(batch), batch, self.model.paste)
         self.metric.update(found)
         return found
 

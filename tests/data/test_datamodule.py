@@ -7,9 +7,8 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from torchvision.transforms import functional as tv_functional
 
-from mrcnn_lightning.data.datamodule import COCODataModule, resized_size
+from mrcnn_lightning.data.datamodule import COCODataModule
 from tests.conftest import compose, shared
 
 
@@ -20,13 +19,6 @@ def build(*overrides: str) -> COCODataModule:
 @pytest.fixture
 def small(tiny: Callable[..., list[str]]) -> Callable[..., COCODataModule]:
     return lambda *overrides: build(*tiny("data.num_workers=0", *overrides))
-
-
-@pytest.mark.parametrize("size", [(480, 640), (640, 427), (333, 333), (100, 1000), (1000, 7)])
-def test_sizes_are_torchvisions(size: tuple[int, int]) -> None:
-    image = torch.zeros(1, *size, dtype=torch.uint8)
-    expected = tv_functional.resize(image, [800], max_size=1333)
-    assert resized_size(size, 800, 1333) == tuple(expected.shape[1:])
 
 
 def test_batches_of_both_splits(small: Callable[..., COCODataModule]) -> None:
@@ -143,6 +135,95 @@ def test_splits_of_other_classes(
 
 def test_fewer_images_than_a_batch(small: Callable[..., COCODataModule]) -> None:
     assert "data.batch_size=32, but data.train_json=" in refused(small("data.batch_size=32"))
+
+
+def without_objects(shapes_root: Path, file: Path, *, images: int, crowd: int) -> list[int]:
+    """The small set, some images emptied, others with nothing but crowds; ids of all the rest."""
+    content: Any = json.loads((shapes_root / "annotations" / "instances_train.json").read_text())
+    ids = [image["id"] for image in content["images"]]
+    kept = [a for a in content["annotations"] if a["image_id"] not in ids[:images]]
+    for annotation in kept:
+        annotation["iscrowd"] |= int(annotation["image_id"] in ids[images : images + crowd])
+    file.write_text(json.dumps(content | {"annotations": kept}))
+    return sorted({entry["image_id"] for entry in kept if not entry["iscrowd"]})
+
+
+def test_training_can_skip_images_without_objects(
+    small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
+) -> None:
+    with_objects = without_objects(shapes_root, tmp_path / "some.json", images=4, crowd=3)
+    files = [f"data.train_json={tmp_path}/some.json", f"data.val_json={tmp_path}/some.json"]
+    data = small(*files, f"data.val_images={shapes_root}/train", "data.skip_empty=true")
+    data.setup("fit")
+    all_ids = data.annotations["train"].image_ids.tolist()
+    epoch = list(data.train_dataloader())
+    ids = [number for batch in epoch for number in batch.image_ids.tolist()]
+    assert len(set(ids)) == len(ids) == len(with_objects) // 4 * 4 <= len(all_ids) - 7
+    assert set(ids) <= set(with_objects)
+    assert all(batch.targets.trainable.any(1).all() for batch in epoch)
+    data.load_state_dict({"images": 8, "steps": 0})
+    resumed = list(data.train_dataloader())
+    assert [b.image_ids.tolist() for b in resumed[:2]] == [b.image_ids.tolist() for b in epoch[2:]]
+    assert torch.equal(resumed[0].images, epoch[2].images)
+    evaluated = [number for batch in data.val_dataloader() for number in batch.image_ids.tolist()]
+    assert sorted(evaluated) == all_ids
+
+    data = small(files[0])
+    data.setup("fit")
+    every = [number for batch in data.train_dataloader() for number in batch.image_ids.tolist()]
+    assert sorted(every) == all_ids
+
+
+def test_too_few_images_with_objects(
+    small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
+) -> None:
+    skip = (f"data.train_json={tmp_path}/few.json", "data.skip_empty=true")
+    few = len(without_objects(shapes_root, tmp_path / "few.json", images=20, crowd=2))
+    assert 0 < few < 4
+    error = refused(small(*skip))
+    assert "data.batch_size=4, but" in error
+    assert f"has {few} images with objects (data.skip_empty=true): make it {few} or less" in error
+    without_objects(shapes_root, tmp_path / "few.json", images=20, crowd=4)
+    assert "has no images with objects" in refused(small(*skip))
+
+
+def test_boxes_from_masks_want_masks(
+    small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
+) -> None:
+    error = refused(small("data.boxes_from_masks=true", "data.mini_mask_size=null"))
+    assert "data.mini_mask_size is null" in error and "data.boxes_from_masks=false" in error
+    content: Any = json.loads((shapes_root / "annotations" / "instances_train.json").read_text())
+    chosen = next(entry for entry in content["annotations"] if not entry["iscrowd"])
+    chosen["segmentation"] = []
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    file = f"data.train_json={tmp_path}/train.json"
+    error = refused(small("data.boxes_from_masks=true", file))
+    assert f"1 objects of {file} have no segmentation" in error
+    assert f"the first is annotation {chosen['id']}" in error
+
+
+def test_only_training_changes_the_objects(small: Callable[..., COCODataModule]) -> None:
+    options = ("data.boxes_from_masks=true", "data.max_objects=1", "data.skip_empty=true")
+    data, plain = small(*options), small()
+    for one in (data, plain):
+        one.setup("fit")
+    for batch in data.train_dataloader():
+        assert batch.targets.boxes.shape[1] == 1
+        assert torch.equal(batch.targets.boxes, batch.targets.boxes.round())
+        assert torch.equal(batch.targets.mask_frames, batch.targets.boxes)
+    for one, other in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
+        assert torch.equal(one.targets.boxes, other.targets.boxes)
+
+
+def test_no_objects_at_most_is_refused(small: Callable[..., COCODataModule]) -> None:
+    assert "data.max_objects=0 leaves none" in refused(small("data.max_objects=0"))
+
+
+def test_a_canvas_that_is_too_small(small: Callable[..., COCODataModule]) -> None:
+    data = small("data/canvas=centred_square", "data.canvas.side=50")
+    data.setup("validate")
+    with pytest.raises(ValueError, match="data.canvas.side=50 has no room .* of 64 pixels"):
+        data.val_dataloader()
 
 
 def test_transforms_that_shapes_cannot_follow(small: Callable[..., COCODataModule]) -> None:

@@ -6,7 +6,8 @@ import torch
 from torchvision.transforms import v2
 
 from mrcnn_lightning.data.annotations import Annotations
-from mrcnn_lightning.data.dataset import COCODataset, canvas_size, collate
+from mrcnn_lightning.data.dataset import COCODataset, collate
+from mrcnn_lightning.data.sizing import PadToMultiple
 from mrcnn_lightning.data.transforms import Sample, compose_transforms
 from mrcnn_lightning.ops.sampling import image_key
 
@@ -21,6 +22,9 @@ def dataset(shapes_root: Path, tmp_path: Path) -> COCODataset:
             [v2.RandomShortestSize([48, 64, 80]), v2.RandomHorizontalFlip(), v2.ColorJitter(0.5)]
         ),
         mini_mask_size=28,
+        skip_empty=False,
+        max_objects=None,
+        boxes_from_masks=False,
         seed=3,
     )
 
@@ -58,6 +62,28 @@ def test_a_sample_is_the_file_and_its_objects(dataset: COCODataset) -> None:
     assert sample.masks.flatten(1).any(1).all()
 
 
+def test_objects_are_thinned_out_at_random(dataset: COCODataset) -> None:
+    most = max(range(len(dataset)), key=lambda index: len(dataset[(0, index)].labels))
+    whole = dataset[(0, most)]
+    assert len(whole.labels) >= 3
+    dataset.max_objects = 2
+    drawn = set()
+    for epoch in range(20):
+        dataset.max_objects = None
+        every = dataset[(epoch, most)]
+        dataset.max_objects = 2
+        some = dataset[(epoch, most)]
+        assert torch.equal(some.image, every.image) and equal(some, dataset[(epoch, most)])
+        chosen = tuple(every.boxes.tolist().index(box) for box in some.boxes.tolist())
+        assert len(chosen) == 2 and chosen[0] < chosen[1]
+        for name in ("labels", "crowd", "masks", "mask_frames"):
+            assert torch.equal(getattr(some, name), getattr(every, name)[list(chosen)])
+        drawn.add(chosen)
+    assert len(drawn) > 2
+    dataset.max_objects = len(whole.labels)
+    assert equal(dataset[(0, most)], whole)
+
+
 def sample(height: int, width: int, num: int, **more: Any) -> Sample:
     values: dict[str, Any] = {
         "image": torch.full((3, height, width), 7, dtype=torch.uint8),
@@ -74,7 +100,7 @@ def sample(height: int, width: int, num: int, **more: Any) -> Sample:
 
 
 def test_batches_are_padded() -> None:
-    batch = collate([sample(30, 50, 0), sample(64, 33, 3)])
+    batch = collate([sample(30, 50, 0), sample(64, 33, 3)], canvas=PadToMultiple(multiple=32))
     assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
     assert (batch.images[0, :, :30, :50] == 7).all() and batch.images[0].sum() == 7 * 3 * 30 * 50
     assert batch.image_ids.tolist() == [40, 43] and batch.keys.tolist() == [0, 3]
@@ -89,11 +115,7 @@ def test_batches_are_padded() -> None:
 
 
 def test_batches_without_objects_and_without_masks() -> None:
-    batch = collate([sample(32, 32, 0, masks=None, mask_frames=None)])
+    empty = sample(32, 32, 0, masks=None, mask_frames=None)
+    batch = collate([empty], canvas=PadToMultiple(multiple=32))
     assert batch.targets is not None and batch.targets.masks is None
     assert batch.targets.boxes.shape == (1, 1, 4) and not batch.targets.trainable.any()
-
-
-def test_canvases_have_sides_of_whole_strides() -> None:
-    sizes = torch.tensor([[1, 32], [33, 64], [800, 1333]])
-    assert canvas_size(sizes).tolist() == [[32, 32], [64, 64], [800, 1344]]

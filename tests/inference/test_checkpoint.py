@@ -4,13 +4,16 @@ from typing import Any
 import pytest
 import torch
 
+from mrcnn_lightning.data.sizing import PadToMultiple, ResizeShorterSide
 from mrcnn_lightning.inference.checkpoint import load_checkpoint, require_own_parts
 
 
 def test_a_checkpoint_is_all_it_takes(checkpoint: Path) -> None:
     model, spec = load_checkpoint(checkpoint)
     assert not model.training and model.class_names == ["disc", "box", "triangle"]
-    assert spec["category_ids"] == [3, 7, 12] and spec["min_size"] == spec["max_size"] == 64
+    assert spec["category_ids"] == [3, 7, 12]
+    assert isinstance(spec["resize"], ResizeShorterSide) and spec["resize"].max_size == 64
+    assert isinstance(spec["canvas"], PadToMultiple) and spec["canvas"].multiple == 32
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[f"model.{key}"])
@@ -27,6 +30,9 @@ def test_a_checkpoint_is_all_it_takes(checkpoint: Path) -> None:
         "mrcnn_lightning.models.weights.read_file",
         "mrcnn_lightning.run.main",
         "mrcnn_lightning.data.shapes.generate_shapes",
+        "mrcnn_lightning.data.sizing.torch.hub.load",
+        "mrcnn_lightning.data.sizing.Any",
+        "mrcnn_lightning.data.sizing._resized",
         "mrcnn_lightning.models.detector.nn.Module",
         "mrcnn_lightning.models.detector.",
         "Detector",
@@ -37,8 +43,25 @@ def test_other_targets_are_refused(checkpoint: Path, tmp_path: Path, target: str
     content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     content["mrcnn_lightning"]["model"]["rpn"]["anchors"]["_target_"] = target
     torch.save(content, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="is no part of mrcnn_lightning.models, and is not run"):
+    with pytest.raises(ValueError, match="is no part of this project, and is not run"):
         load_checkpoint(tmp_path / "evil.ckpt")
+
+
+@pytest.mark.parametrize("key", ["resize", "canvas"])
+def test_sizing_is_looked_at_like_the_model(checkpoint: Path, tmp_path: Path, key: str) -> None:
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    content["mrcnn_lightning"][key] = {"_target_": "os.system", "command": "true"}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="names os.system, which is no part of this project"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_a_checkpoint_without_sizing(checkpoint: Path, tmp_path: Path) -> None:
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    del content["mrcnn_lightning"]["resize"]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match="old.ckpt is of an earlier version, .* weights=FILE"):
+        load_checkpoint(tmp_path / "old.ckpt")
 
 
 def test_targets_in_lists_are_looked_at() -> None:
@@ -61,7 +84,7 @@ def test_texts_that_hydra_would_run_are_refused(
     content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     content["mrcnn_lightning"]["model"]["neck"] = part
     torch.save(content, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="the checkpoint's model has"):
+    with pytest.raises(ValueError, match="the checkpoint has"):
         load_checkpoint(tmp_path / "evil.ckpt")
 
 

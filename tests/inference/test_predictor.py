@@ -5,8 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
+from mrcnn_lightning.data.sizing import (
+    Canvas,
+    CentredSquare,
+    EnlargeShorterSide,
+    PadToMultiple,
+    Resize,
+    ResizeShorterSide,
+)
 from mrcnn_lightning.inference import Predictor
-from mrcnn_lightning.ops.masks import decode_masks
+from mrcnn_lightning.ops.masks import decode_masks, resized_crops
 from mrcnn_lightning.structures import Batch, Detections
 
 
@@ -52,24 +60,33 @@ class LeftUpperQuarter(torch.nn.Module):
     """A model that always finds one thing, a quarter of the image, in the network's pixels."""
 
     class_names: ClassVar = ["thing"]
+    paste = staticmethod(resized_crops)
 
     def predict(self, batch: Batch) -> Detections:
+        low, high = batch.windows[:, None].split(2, dim=2)
         return Detections(
-            boxes=batch.windows[:, None] / 2,
+            boxes=torch.cat([low, (low + high) / 2], dim=2),
             scores=torch.ones(len(batch), 1),
             labels=torch.ones(len(batch), 1, dtype=torch.int64),
             masks=torch.ones(len(batch), 1, 28, 28),
         )
 
 
+@pytest.mark.parametrize(
+    ("resize", "canvas"),
+    [
+        (ResizeShorterSide(min_size=64, max_size=128), PadToMultiple(multiple=32)),
+        (EnlargeShorterSide(min_size=64, max_size=128), CentredSquare(side=160)),
+    ],
+)
 @pytest.mark.parametrize("size", [(100, 230), (64, 64), (30, 40), (333, 50)])
 def test_detections_come_back_in_the_images_own_pixels(
-    tmp_path: Path, size: tuple[int, int]
+    tmp_path: Path, size: tuple[int, int], resize: Resize, canvas: Canvas
 ) -> None:
     height, width = size
     Image.new("RGB", (width, height)).save(tmp_path / "a.png")
     model: Any = LeftUpperQuarter()
-    predictor = Predictor(model, category_ids=[1], min_size=64, max_size=128, device="cpu")
+    predictor = Predictor(model, category_ids=[1], resize=resize, canvas=canvas, device="cpu")
     (found,) = predictor([tmp_path / "a.png"])
     expected = torch.tensor([[0, 0, width / 2, height / 2]], dtype=torch.float64)
     assert found.rles is not None and found.size == size

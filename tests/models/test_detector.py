@@ -11,7 +11,7 @@ SMALL = [
     "experiment=shapes",
     "backbone.width=16",
     "model.neck.out_channels=32",
-    "model.box_head.hidden=64",
+    "model.box_head.trunk.hidden=64",
 ]
 
 
@@ -19,7 +19,7 @@ SMALL = [
 def model() -> Detector:
     torch.manual_seed(0)
     model = build_model(*SMALL, "model.box_head.selector.min_score=0.01")
-    torch.nn.init.normal_(model.box_head.classifier.weight, std=0.1)
+    torch.nn.init.normal_(model.box_head.branch.classifier.weight, std=0.1)
     return model
 
 
@@ -90,7 +90,7 @@ def test_sampling_is_keyed_by_the_image_alone(model: Detector) -> None:
 
 def test_bfloat16_losses_are_within_two_percent_of_float32(model: Detector) -> None:
     batch = one_image()
-    torch.nn.init.normal_(model.box_head.classifier.weight, std=0.01)
+    torch.nn.init.normal_(model.box_head.branch.classifier.weight, std=0.01)
     model.eval()  # fixed batch-norm statistics: the same function in both precisions
     expected = model.loss(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -107,7 +107,7 @@ def test_what_is_padded_does_not_matter(model: Detector) -> None:
     assert not expected[:, :, 80:].any() and not expected[:, :, :, 100:].any()
     batch.images[:, :, 80:] = 77
     assert torch.equal(model.normalize(batch), expected)
-    model.pad_value = -1.5
+    model.pad_value.fill_(-1.5)
     assert (model.normalize(batch)[:, :, 80:] == -1.5).all()
 
 

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from mrcnn_lightning.models.weights import load_backbone, load_detector, read_file
+from mrcnn_lightning.models.weight_files import read_file
+from mrcnn_lightning.models.weights import load_backbone, load_detector
 from tests.conftest import build_model
 from tests.models.test_backbones import build
 
@@ -51,14 +52,14 @@ def test_rows_of_91_classes_become_cocos_80(coco_file: Path) -> None:
     zebra = COCO_91.index("zebra")
     row = COCO_80.index("zebra")
     expected = state["roi_heads.box_predictor.cls_score.weight"]
-    assert torch.equal(ours["box_head.classifier.weight"][row + 1], expected[zebra])
-    assert torch.equal(ours["box_head.classifier.weight"][0], expected[0])
+    assert torch.equal(ours["box_head.branch.classifier.weight"][row + 1], expected[zebra])
+    assert torch.equal(ours["box_head.branch.classifier.weight"][0], expected[0])
     expected = state["roi_heads.box_predictor.bbox_pred.bias"].view(91, 4)
-    assert torch.equal(ours["box_head.deltas.bias"].view(80, 4)[row], expected[zebra])
+    assert torch.equal(ours["box_head.branch.deltas.bias"].view(80, 4)[row], expected[zebra])
     expected = state["roi_heads.mask_predictor.mask_fcn_logits.weight"]
     assert torch.equal(ours["mask_head.classifier.weight"][row], expected[zebra])
     expected = state["roi_heads.mask_head.2.0.weight"]
-    assert torch.equal(ours["mask_head.convs.2.weight"], expected)
+    assert torch.equal(ours["mask_head.trunk.convs.2.0.weight"], expected)
 
 
 def test_other_classes_start_afresh_and_all_else_is_loaded(
@@ -70,7 +71,7 @@ def test_other_classes_start_afresh_and_all_else_is_loaded(
         load_detector(model, str(coco_file))
     kept = {key for key, value in model.state_dict().items() if torch.equal(value, before[key])}
     kept -= {key for key in kept if "running" in key or "bn" in key or "downsample.1" in key}
-    per_class = {"box_head.classifier", "box_head.deltas", "mask_head.classifier"}
+    per_class = {"box_head.branch.classifier", "box_head.branch.deltas", "mask_head.classifier"}
     assert {f"{layer}.weight" for layer in per_class} <= kept
     assert {key.rpartition(".")[0] for key in kept} - per_class <= {
         key.rpartition(".")[0] for key in before if key.endswith("bias")

@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from mrcnn_lightning.ops.anchors import anchor_grid, cell_anchors
+from mrcnn_lightning.models.anchors import Anchors
 
 
 @pytest.mark.parametrize(
@@ -20,5 +20,20 @@ def test_anchors_are_torchvisions(sizes: list[list[int]], image: tuple[int, int]
     peer = AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * 5)
     canvas = ImageList(torch.zeros(1, 3, *image), [image])
     (expected,) = peer(canvas, [torch.zeros(1, 1, *shape) for shape in shapes])
-    cells = [cell_anchors(level, ratios) for level in sizes]
-    assert torch.equal(anchor_grid(cells, shapes, image), expected)
+    features = [torch.zeros(1, 1, *shape) for shape in shapes]
+    ours = Anchors(sizes=sizes, aspect_ratios=ratios, offset=0.0, rounded=True)
+    assert torch.equal(ours(features, [4, 8, 16, 32, 64], image), expected)
+
+
+def test_anchors_that_are_not_rounded_keep_their_areas_and_the_levels_strides() -> None:
+    ours = Anchors(sizes=[[32, 50]], aspect_ratios=[0.5, 2.0], offset=0.5, rounded=False)
+    anchors = ours([torch.zeros(1, 1, 3, 5, dtype=torch.float64)], [64], (130, 300))
+    sides = anchors[:, 2:] - anchors[:, :2]
+    centers = (anchors[:, 2:] + anchors[:, :2]) / 2
+    areas = torch.tensor([32.0, 50, 32, 50], dtype=torch.float64).square()
+    torch.testing.assert_close(sides.prod(1), areas.repeat(15), rtol=0, atol=1e-9)
+    ratios = torch.tensor([0.5, 0.5, 2, 2], dtype=torch.float64)
+    torch.testing.assert_close(sides[:, 1] / sides[:, 0], ratios.repeat(15), rtol=0, atol=1e-12)
+    torch.testing.assert_close(centers[0], torch.tensor([32.0, 32], dtype=torch.float64))
+    last = torch.tensor([4 * 64 + 32.0, 2 * 64 + 32], dtype=torch.float64)
+    torch.testing.assert_close(centers[-1], last)

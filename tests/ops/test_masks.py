@@ -35,7 +35,7 @@ def test_pasted_masks_are_torchvisions_bit_for_bit() -> None:
 def test_run_lengths_are_pycocotools_of_the_whole_canvas() -> None:
     masks, boxes = predicted()
     canvas = mask_ops.paste_masks(masks, boxes, SIZE)
-    rles = mask_ops.encode_masks(masks, boxes, SIZE)
+    rles = mask_ops.encode_masks(masks, boxes, SIZE, mask_ops.resized_crops)
     for rle, mask in zip(rles, canvas.numpy(), strict=True):
         expected = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert rle == expected["counts"]
@@ -56,7 +56,7 @@ def test_run_lengths_of_edge_cases(crop: np.ndarray) -> None:
 
 def test_no_masks() -> None:
     nothing = torch.zeros(0, 28, 28), torch.zeros(0, 4)
-    assert mask_ops.encode_masks(*nothing, SIZE) == []
+    assert mask_ops.encode_masks(*nothing, SIZE, mask_ops.resized_crops) == []
     assert mask_ops.paste_masks(*nothing, SIZE).shape == (0, *SIZE)
     assert mask_ops.decode_masks([], SIZE).shape == (0, *SIZE)
 
@@ -82,3 +82,47 @@ def test_targets_of_mini_masks_agree_with_the_shape_itself() -> None:
     y = 40 + (torch.arange(28) + 0.5) / 28 * 60
     truth = (y[:, None] - 60) ** 2 + (x - 50) ** 2 <= 900
     assert (target != truth).double().mean() < 0.01
+
+
+def test_sampled_crops_are_bilinear_at_pixel_centres() -> None:
+    """Detectron2's pasting: grid_sample over the whole canvas, from a half on."""
+    masks, boxes = predicted()
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # (N, 1)
+    x = (torch.arange(SIZE[1], dtype=boxes.dtype) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    y = (torch.arange(SIZE[0], dtype=boxes.dtype) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    shape = (len(boxes), *SIZE)
+    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=3)
+    whole = torch.nn.functional.grid_sample(
+        masks[:, None].to(boxes.dtype), grid, align_corners=False
+    )[:, 0]
+    pasted = mask_ops.paste_masks(masks, boxes, SIZE, mask_ops.sampled_crops)
+    assert (pasted == (whole >= 0.5)).all() and pasted.any(dim=(1, 2)).sum() > 30
+
+
+def test_binary_targets_are_rounded() -> None:
+    masks = mask_ops.paste_masks(*predicted(), SIZE).to(torch.uint8)
+    frames = torch.tensor([0.0, 0, 110, 90], dtype=torch.float64).expand(40, 4)
+    soft = mask_ops.mask_targets(masks, frames, random_boxes(40, seed=5), 28)
+    binary = mask_ops.binary_mask_targets(masks, frames, random_boxes(40, seed=5), 28)
+    assert torch.equal(binary, (soft >= 0.5).double()) and binary.any() and (soft % 1).any()
+
+
+def test_cropped_targets_are_grid_samples_of_the_mini_mask() -> None:
+    generator = torch.Generator().manual_seed(2)
+    masks = (torch.rand(40, 56, 56, generator=generator) < 0.5).to(torch.uint8)
+    frames, rois = random_boxes(40, seed=6), random_boxes(40, seed=7)
+    targets = mask_ops.cropped_mask_targets(masks, frames, rois, 28)
+    steps = torch.arange(28, dtype=torch.float64) / 27
+    inside_of_a_frame = 0
+    for mask, frame, roi, target in zip(masks, frames, rois, targets, strict=True):
+        origin, sides = frame[:2], frame[2:] - frame[:2]
+        start, end = (roi[:2] - origin) / sides, (roi[2:] - origin) / sides
+        x, y = start[:, None] + steps * (end - start)[:, None]
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) * 2 - 1
+        sampled = torch.nn.functional.grid_sample(
+            mask[None, None].double(), grid[None], align_corners=True
+        )[0, 0]
+        inside = ((grid >= -1) & (grid <= 1)).all(-1)
+        assert torch.equal(target, (sampled * inside).round())
+        inside_of_a_frame += int(inside.sum())
+    assert inside_of_a_frame > 1000

@@ -23,7 +23,7 @@ def test_match_is_torchvisions(
         candidates,
         positive_iou=0.5,
         negative_iou=0.3,
-        low_quality_matches=low_quality,
+        best_matches=matching.BestMatches("all" if low_quality else "none"),
     )
     peer = Matcher(0.5, 0.3, allow_low_quality_matches=low_quality)
     for image in range(2):
@@ -44,7 +44,7 @@ def test_an_object_that_nothing_touches_makes_no_anchor_positive() -> None:
         random_boxes(30).float(),
         positive_iou=0.7,
         negative_iou=0.3,
-        low_quality_matches=True,
+        best_matches=matching.BestMatches.ALL,
     )
     assert (label == matching.NEGATIVE).all()
 
@@ -53,7 +53,59 @@ def test_each_image_may_have_its_own_candidates() -> None:
     candidates = random_boxes(3, 50, seed=2)
     boxes, valid = candidates[:, :4], torch.ones(3, 4, dtype=torch.bool)
     objects, label = matching.match(
-        boxes, valid, candidates, positive_iou=0.99, negative_iou=0.5, low_quality_matches=False
+        boxes,
+        valid,
+        candidates,
+        positive_iou=0.99,
+        negative_iou=0.5,
+        best_matches=matching.BestMatches.NONE,
     )
     assert torch.equal(objects[:, :4], torch.arange(4).expand(3, -1))
     assert (label[:, :4] == matching.POSITIVE).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_only_the_first_of_an_objects_best_candidates(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "CHUNK", chunk)
+    boxes = random_boxes(2, 6)
+    candidates = torch.cat([random_boxes(200, seed=1)] * 2)  # every best one ties with its copy
+    valid = torch.tensor([[True] * 6, [True, False] * 3])
+    for best_matches, copies in (("all", 2), ("first", 1)):
+        _, label = matching.match(
+            boxes,
+            valid,
+            candidates,
+            positive_iou=2.0,
+            negative_iou=0.3,
+            best_matches=matching.BestMatches(best_matches),
+        )
+        for image in range(2):
+            ious = iou(boxes[image, valid[image]], candidates).numpy()
+            first = set(ious.argmax(axis=1))
+            expected = first if copies == 1 else first | {index + 200 for index in first}
+            assert set(torch.nonzero(label[image] == 1)[:, 0].tolist()) == expected
+
+
+def test_candidates_that_are_not_eligible_are_ignored_and_no_objects_best() -> None:
+    boxes, candidates = random_boxes(1, 5), random_boxes(100, seed=3)
+    eligible = torch.rand(1, 100, generator=torch.Generator().manual_seed(0)) < 0.5
+    options = {"positive_iou": 0.5, "negative_iou": 0.3}
+    valid, best = torch.ones(1, 5, dtype=torch.bool), matching.BestMatches.ALL
+    objects, label = matching.match(
+        boxes, valid, candidates, best_matches=best, eligible=eligible, **options
+    )
+    alone = matching.match(boxes, valid, candidates[eligible[0]], best_matches=best, **options)
+    assert (label[~eligible] == matching.IGNORED).all()
+    assert torch.equal(label[eligible], alone.label[0])
+    assert torch.equal(objects[eligible], alone.objects[0])
+
+
+def test_overlaps() -> None:
+    boxes, candidates = random_boxes(2, 12), random_boxes(50, seed=4)
+    valid = torch.rand(2, 12, generator=torch.Generator().manual_seed(1)) < 0.4
+    found = matching.overlaps(boxes, valid, candidates, min_iou=0.1)
+    for image in range(2):
+        expected = (iou(boxes[image, valid[image]], candidates) >= 0.1).any(0)
+        assert torch.equal(found[image], expected) and expected.any() and not expected.all()

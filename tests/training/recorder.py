@@ -38,17 +38,21 @@ class Recorder(Callback):
 
 
 class WeightsOfEachRank(Callback):
-    """Saves the weights that each rank ends with.
+    """Saves the weights that each rank starts with, and those it ends with.
 
     Args:
-        file: what to write; the rank is appended.
+        file: what to write; the rank is appended, and `_at_start` for the first.
     """
 
     def __init__(self, *, file: str) -> None:
         self.file = file
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Save the first."""
+        torch.save(pl_module.state_dict(), f"{self.file}{trainer.global_rank}_at_start")
+
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Save them."""
+        """Save the last."""
         torch.save(pl_module.state_dict(), f"{self.file}{trainer.global_rank}")
 
 

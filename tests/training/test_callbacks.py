@@ -84,4 +84,6 @@ def test_three_dashboards_hold_the_same_metrics(
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     spec = checkpoint["mrcnn_lightning"]
     assert spec["class_names"] == ["disc", "box", "triangle"] and spec["category_ids"] == [3, 7, 12]
-    assert spec["min_size"] == 64 and spec["model"]["_target_"].startswith("mrcnn_lightning.models")
+    assert spec["resize"]["min_size"] == 64 and spec["model"]["_target_"].startswith(
+        "mrcnn_lightning.models"
+    )

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_gradients_are_the_mean_of_the_halves(
             images_seen=lambda: 0,
         )
         dataset = data.train_dataloader().dataset
-        batch = collate([dataset[key] for key in next(iter(sampler))])
+        batch = collate([dataset[key] for key in next(iter(sampler))], canvas=data.canvas)
         assert batch.image_ids.tolist() == ranks[rank]["image_ids"].tolist()
         task.model.zero_grad()
         torch.stack(list(task.model.loss(batch).values())).sum().backward()
@@ -98,6 +99,50 @@ def test_gradients_are_the_mean_of_the_halves(
         for rank in (0, 1):
             difference = (ranks[rank]["gradients"][name] - mean).abs().max()
             assert difference <= 1e-5 * max(mean.abs().max().item(), 1e-3), name
+
+
+def test_layers_unfrozen_in_a_later_phase_are_reduced(
+    tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    command(
+        *tiny(
+            *TWO,
+            "phases=[{backbone.trainable_stages:0},{backbone.trainable_stages:5}]",
+            "trainer.max_steps=1",
+            "optimizer=sgd",
+            "backbone.norm=frozen_bn",
+            "trainer.limit_val_batches=0",
+            "callbacks.last=null",  # the weights are handed on all the same
+            f"hydra.run.dir={tmp_path}/run",
+            "+callbacks.gradients._target_=tests.training.recorder.GradientsOfEachRank",
+            "+callbacks.gradients.file=${run_dir}/gradients",
+            "+callbacks.weights._target_=tests.training.recorder.WeightsOfEachRank",
+            "+callbacks.weights.file=${run_dir}/weights",
+        ),
+        cwd=tmp_path,
+    )
+
+    def load(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = torch.load(tmp_path / "run" / name, weights_only=True)
+        return content
+
+    before = [load(f"phase_1/gradients{rank}")["gradients"] for rank in (0, 1)]
+    after = [load(f"phase_2/gradients{rank}")["gradients"] for rank in (0, 1)]
+    seen = [load(f"phase_2/gradients{rank}")["image_ids"].tolist() for rank in (0, 1)]
+    assert not set(seen[0]) & set(seen[1])
+    num_unfrozen = 0
+    for name, gradient in after[0].items():
+        assert gradient.any() and torch.equal(gradient, after[1][name]), name
+        is_new = before[0][name] is None
+        assert is_new == (before[1][name] is None) == name.startswith("backbone."), name
+        num_unfrozen += is_new
+    assert num_unfrozen >= 20
+    last = load("phase_1/checkpoints/last.ckpt")["state_dict"]
+    end = load("phase_2/checkpoints/last.ckpt")["state_dict"]
+    for rank in (0, 1):
+        start, own_end = load(f"phase_2/weights{rank}_at_start"), load(f"phase_2/weights{rank}")
+        assert all(torch.equal(value, start[key]) for key, value in last.items())
+        assert all(torch.equal(value, own_end[key]) for key, value in end.items())
 
 
 def test_a_batch_size_that_does_not_divide_by_the_devices(

@@ -67,7 +67,7 @@ def test_validation_losses_are_a_switch(tiny: Callable[..., list[str]]) -> None:
 
 def test_a_loss_that_is_not_finite_stops_training(tiny: Callable[..., list[str]]) -> None:
     task, data, trainer = build(tiny("trainer.max_epochs=1"))
-    torch.nn.init.constant_(task.model.box_head.fc1.weight, torch.inf)
+    torch.nn.init.constant_(task.model.box_head.branch.trunk.fc1.weight, torch.inf)
     with pytest.raises(ValueError, match="the loss is not finite at step 0: .*lower optimizer.lr"):
         trainer.fit(task, datamodule=data)
 

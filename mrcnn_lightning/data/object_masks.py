@@ -1,0 +1,140 @@
+"""Objects' masks as they are annotated, placed in the image's plane, and the mini-masks of them.
+
+G objects of one image, P points, M mini-mask side, h and w of a mask's crop.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pycocotools.mask
+import torch
+from torch import Tensor
+
+from mrcnn_lightning.data.annotations import Objects
+
+
+@dataclass
+class ObjectMask:
+    """Polygons, or pixels and where two of their corners are."""
+
+    points: list[Tensor]  # polygons (P, 2), or the corners (2, 2) of `pixels`
+    pixels: Tensor | None  # (h, w) uint8
+
+    @property
+    def extent(self) -> Tensor:
+        """The box (4,) that pixels fill."""
+        (corners,) = self.points
+        return torch.cat([corners.amin(0), corners.amax(0)])
+
+
+def masks_of(objects: Objects, size: tuple[int, int]) -> list[ObjectMask]:
+    """The masks of G objects of an image of `size`."""
+    return [
+        _crop_of_rle(shape, size) if isinstance(shape, bytes) else ObjectMask(shape, None)
+        for shape in objects.shapes
+    ]
+
+
+def _crop_of_rle(rle: bytes, size: tuple[int, int]) -> ObjectMask:
+    """The part of a mask that holds all its ones; one empty pixel if there are none."""
+    whole = {"size": list(size), "counts": rle}
+    x, y, width, height = (
+        (int(side) for side in pycocotools.mask.toBbox(whole)) if rle else (0,) * 4
+    )
+    if width == 0 or height == 0:
+        return ObjectMask([torch.tensor([[0.0, 0], [1, 1]])], torch.zeros(1, 1, dtype=torch.uint8))
+    pixels = pycocotools.mask.decode(whole)[y : y + height, x : x + width]
+    corners = torch.tensor([[x, y], [x + width, y + height]], dtype=torch.float32)
+    return ObjectMask([corners], torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
+    """What polygons (P, 2) cover of a frame (4,), as (size, size) uint8 cells."""
+    cells_per_pixel = size / (frame[2:] - frame[:2])
+    scaled = [(points - frame[:2]) * cells_per_pixel for points in polygons]
+    return torch.from_numpy(pycocotools.mask.decode(_encoded(scaled, (size, size))))
+
+
+def _encoded(polygons: Sequence[Tensor], size: tuple[int, int]) -> dict[str, object]:
+    flat = [points.flatten().tolist() for points in polygons]
+    return pycocotools.mask.merge(pycocotools.mask.frPyObjects(flat, *size))
+
+
+def frames_of(masks: Sequence[ObjectMask], boxes: Tensor) -> Tensor:
+    """What mini-masks are to cover, (G, 4).
+
+    Polygons are drawn in their object's box (of one pixel a side at least, or what a crop left of
+    a polygon would become huge), pixels keep their own.
+    """
+    frames = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
+    for frame, mask in zip(frames, masks, strict=True):
+        if mask.pixels is not None:
+            frame[:] = mask.extent
+    return frames
+
+
+def mini_masks(masks: Sequence[ObjectMask], frames: Tensor, size: int) -> Tensor:
+    """What each mask covers of its frame (G, 4), as (G, size, size) uint8 cells."""
+    cells = torch.zeros(len(masks), size, size, dtype=torch.uint8)
+    for number, (mask, frame) in enumerate(zip(masks, frames, strict=True)):
+        if mask.pixels is None:
+            cells[number] = rasterize(mask.points, frame, size)
+        else:
+            cells[number] = _resampled(mask, frame, (size, size))
+    return cells
+
+
+def pixel_boxes(masks: Sequence[ObjectMask], size: tuple[int, int]) -> Tensor:
+    """Boxes (G, 4) of the pixels that masks cover in an image of `size`, zeros for no pixel.
+
+    From the first column and row up to the end of the last. Polygons are filled as pycocotools
+    does; otherwise a pixel is the nearest of the object's own.
+    """
+    boxes = torch.zeros(len(masks), 4)
+    for number, mask in enumerate(masks):
+        if mask.pixels is None:
+            x, y, width, height = pycocotools.mask.toBbox(_encoded(mask.points, size))
+            boxes[number] = torch.tensor([x, y, x + width, y + height])
+        else:
+            boxes[number] = _box_of_ones(mask, size)
+    return boxes
+
+
+def _box_of_ones(mask: ObjectMask, size: tuple[int, int]) -> Tensor:
+    x1, y1, x2, y2 = mask.extent.tolist()
+    left, top = max(math.floor(x1), 0), max(math.floor(y1), 0)
+    right, bottom = min(math.ceil(x2), size[1]), min(math.ceil(y2), size[0])
+    frame = torch.tensor([left, top, right, bottom])
+    cells = _resampled(mask, frame, (max(bottom - top, 0), max(right - left, 0)))
+    rows, columns = torch.nonzero(cells, as_tuple=True)
+    if not len(rows):
+        return torch.zeros(4)
+    low, high = torch.stack([columns.min(), rows.min()]), torch.stack([columns.max(), rows.max()])
+    return torch.cat([low, high + 1]) + frame[:2].repeat(2)
+
+
+def _resampled(mask: ObjectMask, frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels nearest to the cells of a frame (4,), `size` of them; zero beyond the pixels."""
+    assert mask.pixels is not None
+    height, width = mask.pixels.shape
+    (corners,) = mask.points
+    turned = corners[0] > corners[1]  # x, y
+    pixels = mask.pixels.flip(
+        [axis for axis, is_turned in ((1, turned[0]), (0, turned[1])) if is_turned]
+    )
+    row = _nearest(height, mask.extent[1::2], cells=size[0], frame=frame[1::2])
+    column = _nearest(width, mask.extent[::2], cells=size[1], frame=frame[::2])
+    inside = ((row >= 0) & (row < height))[:, None] & (column >= 0) & (column < width)
+    return pixels[row.clamp(0, height - 1)[:, None], column.clamp(0, width - 1)] * inside
+
+
+def _nearest(pixels: int, extent: Tensor, *, cells: int, frame: Tensor) -> Tensor:
+    """Along one axis, which of the pixels that fill `extent` each cell of `frame` has, (cells,).
+
+    The number is none of theirs where a cell lies outside.
+    """
+    (low, high), (start, end) = extent.double(), frame.double()
+    first, covered = ((start - low) * pixels / (high - low), (end - start) * pixels / (high - low))
+    return (first + (torch.arange(cells) + 0.5) * covered / cells).floor().long()

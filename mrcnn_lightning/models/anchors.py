@@ -1,0 +1,147 @@
+"""Anchors: where the boxes of the RPN start from, and which of them it learns from.
+
+B images, L levels, A anchors of all levels, a anchors a cell, S sampled anchors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mrcnn_lightning.ops.anchors import anchor_grid, cell_anchors
+from mrcnn_lightning.ops.matching import IGNORED, NEGATIVE, BestMatches, match, overlaps
+from mrcnn_lightning.ops.sampling import SampledIndices, Stage, random_keys, sample
+from mrcnn_lightning.structures import Targets
+
+
+class Anchors:
+    """Anchors of a few sizes and shapes on every level.
+
+    Args:
+        sizes: for each level, the sides of its anchors in pixels.
+        aspect_ratios: height over width.
+        offset: where in its cell an anchor is centred: 0 its corner, 0.5 its middle.
+        rounded: torchvision's rule, which its published weights were trained with: the anchors'
+            corners are whole pixels, and a level's stride is the canvas divided by the level's
+            size and rounded down (61 instead of 64 for P6 at 800 pixels).
+    """
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[float],
+        offset: float,
+        rounded: bool,
+    ) -> None:
+        per_cell = {len(level_sizes) for level_sizes in sizes}
+        if len(per_cell) != 1:
+            raise ValueError(f"model.rpn.anchors.sizes={sizes}: every level needs as many sizes")
+        self.sizes = sizes
+        self.aspect_ratios = aspect_ratios
+        self.offset = offset
+        self.rounded = rounded
+        self.num_per_cell = per_cell.pop() * len(aspect_ratios)
+        self._on_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+
+    def __call__(
+        self, features: Sequence[Tensor], strides: Sequence[int], image_size: tuple[int, int]
+    ) -> Tensor:
+        """All levels' anchors (A, 4).
+
+        Args:
+            features: L maps (B, C, height, width).
+            strides: of the levels.
+            image_size: height and width of the canvas.
+        """
+        sizes = [(level.shape[2], level.shape[3]) for level in features]
+        steps = [(stride, stride) for stride in strides]
+        if self.rounded:
+            steps = [(image_size[0] // height, image_size[1] // width) for height, width in sizes]
+        dtype = torch.promote_types(features[0].dtype, torch.float32)
+        cells = self._cells(features[0].device, dtype)
+        return anchor_grid(cells, sizes, steps, offset=self.offset)
+
+    @torch.inference_mode(False)
+    def _cells(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        """The anchors of one cell of each level, copied to the device once."""
+        if (device, dtype) not in self._on_device:
+            cells = [cell_anchors(sizes, self.aspect_ratios) for sizes in self.sizes]
+            if self.rounded:
+                cells = [cell.round() for cell in cells]
+            self._on_device[device, dtype] = [cell.to(device, dtype) for cell in cells]
+        return self._on_device[device, dtype]
+
+
+class AnchorSampler:
+    """Chooses the anchors to learn from (Faster R-CNN, sections 3.1.2 and 3.1.3).
+
+    Args:
+        num: sampled anchors an image.
+        positive_fraction: at most this part of them is positive.
+        positive_iou: an anchor is positive at this IoU with an object or above.
+        negative_iou: an anchor is negative below this IoU with all objects.
+        best_matches: which of the anchors that an object overlaps most are positive whatever
+            their IoU: `all` that tie, the `first` or `none`.
+        inside_only: whether anchors that are not wholly inside the image are left out.
+        crowd_iou: anchors that overlap a crowd by this IoU or more are not negative; None is all
+            the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        num: int,
+        positive_fraction: float,
+        positive_iou: float,
+        negative_iou: float,
+        best_matches: str,
+        inside_only: bool,
+        crowd_iou: float | None,
+    ) -> None:
+        self.num = num
+        self.positive_fraction = positive_fraction
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+        self.best_matches = BestMatches(best_matches)
+        self.inside_only = inside_only
+        self.crowd_iou = crowd_iou
+
+    def __call__(
+        self, anchors: Tensor, targets: Targets, windows: Tensor, keys: Tensor
+    ) -> tuple[SampledIndices, Tensor]:
+        """The sample, and the object (B, S) that each sampled anchor overlaps most.
+
+        Args:
+            anchors: (A, 4).
+            targets: of the batch.
+            windows: (B, 4), the images.
+            keys: (B,), the images' seeds.
+        """
+        objects, label = self.label(anchors, targets, windows)
+        slots = torch.arange(len(anchors), device=anchors.device)
+        random = random_keys(keys, Stage.ANCHORS, slots)
+        chosen = sample(label, random, num=self.num, positive_fraction=self.positive_fraction)
+        return chosen, objects.gather(1, chosen.indices)
+
+    def label(self, anchors: Tensor, targets: Targets, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """The object (B, A) that each anchor overlaps most, and what the anchor is (B, A)."""
+        inside = None
+        if self.inside_only:
+            inside = (anchors[:, :2] >= windows[:, None, :2]) & (
+                anchors[:, 2:] <= windows[:, None, 2:]
+            )  # (B, A, 2)
+            inside = inside.all(dim=2)
+        objects, label = match(
+            targets.boxes,
+            targets.trainable,
+            anchors,
+            positive_iou=self.positive_iou,
+            negative_iou=self.negative_iou,
+            best_matches=self.best_matches,
+            eligible=inside,
+        )
+        if self.crowd_iou is not None:
+            crowded = overlaps(targets.boxes, targets.crowd, anchors, min_iou=self.crowd_iou)
+            label = torch.where(crowded & (label == NEGATIVE), IGNORED, label)
+        return objects, label

@@ -1,0 +1,118 @@
+"""Proposals: the boxes of the RPN that may be objects.
+
+B images, A anchors of all levels, P proposals.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrcnn_lightning.ops import boxes as box_ops
+from mrcnn_lightning.ops.nms import batched_nms
+from mrcnn_lightning.ops.precision import at_least_float32
+
+
+class RPNOutput(NamedTuple):
+    """What the network says of every anchor."""
+
+    anchors: Tensor  # (A, 4)
+    objectness: Tensor  # (B, A) logits
+    deltas: Tensor  # (B, A, 4)
+    delta_weights: Sequence[float]
+    level_sizes: list[int]  # anchors of each level
+    image_size: tuple[int, int]  # height and width of the canvas
+
+
+class Proposals(NamedTuple):
+    """Where objects may be."""
+
+    boxes: Tensor  # (B, P, 4), zeros where there are fewer
+    valid: Tensor  # (B, P) bool
+    anchors: Tensor  # (B, P) int64, which anchor each of them was
+
+
+class ProposalSelector:
+    """Chooses the proposals: the best boxes, without duplicates.
+
+    Args:
+        candidates: best-scored anchors of each level that go into NMS, for prediction.
+        candidates_in_training: the same for training.
+        num: proposals an image that come out, for prediction.
+        num_in_training: the same for training.
+        nms_iou: of two overlapping by more than this, the lower score goes.
+        min_side: smaller boxes are dropped, in pixels.
+        min_score: less probable boxes are dropped.
+        across_levels: whether candidates are counted, and suppress each other, over all levels
+            together instead of level by level.
+        clip_to_canvas: whether boxes are cut to the padded canvas instead of the image.
+    """
+
+    def __init__(
+        self,
+        *,
+        candidates: int,
+        candidates_in_training: int,
+        num: int,
+        num_in_training: int,
+        nms_iou: float,
+        min_side: float,
+        min_score: float,
+        across_levels: bool,
+        clip_to_canvas: bool,
+    ) -> None:
+        self.candidates = (candidates, candidates_in_training)
+        self.num = (num, num_in_training)
+        self.nms_iou = nms_iou
+        self.min_side = min_side
+        self.min_score = min_score
+        self.across_levels = across_levels
+        self.clip_to_canvas = clip_to_canvas
+
+    def __call__(self, output: RPNOutput, windows: Tensor, *, training: bool) -> Proposals:
+        """The proposals, best first.
+
+        Args:
+            output: of the RPN.
+            windows: (B, 4), the images.
+            training: which of the numbers hold.
+        """
+        index, levels = self._best(output, self.candidates[training])
+        deltas = output.deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = box_ops.decode(
+            at_least_float32(deltas), output.anchors[index], output.delta_weights
+        )
+        boxes = box_ops.clip(boxes, _canvas(output, windows) if self.clip_to_canvas else windows)
+        scores = at_least_float32(output.objectness.gather(1, index))
+        kept = box_ops.is_at_least(boxes, self.min_side) & (scores.sigmoid() >= self.min_score)
+        kept, valid = batched_nms(
+            boxes,
+            torch.where(kept, scores, -torch.inf),
+            levels,
+            iou_threshold=self.nms_iou,
+            num=self.num[training],
+        )
+        boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
+        boxes = torch.where(valid[..., None], boxes, 0.0)
+        return Proposals(boxes, valid, index.gather(1, kept))
+
+    def _best(self, output: RPNOutput, num: int) -> tuple[Tensor, Tensor]:
+        """Anchors (B, N) with the highest scores, and the group (N,) in which NMS compares them."""
+        sizes = [sum(output.level_sizes)] if self.across_levels else output.level_sizes
+        indices, groups, first = [], [], 0
+        for group, size in enumerate(sizes):
+            scores = output.objectness[:, first : first + size]
+            best = scores.topk(min(num, size), dim=1).indices + first
+            indices.append(best)
+            groups.append(torch.full_like(best[0], group))
+            first += size
+        return torch.cat(indices, dim=1), torch.cat(groups)
+
+
+def _canvas(output: RPNOutput, windows: Tensor) -> Tensor:
+    """The whole canvas, for every image (B, 4)."""
+    height, width = output.image_size
+    canvas = torch.zeros_like(windows)
+    canvas[:, 2], canvas[:, 3] = width, height
+    return canvas
