@@ -70,29 +70,37 @@ class Detector(nn.Module):
         if channel_order not in ("RGB", "BGR"):
             raise ValueError(f"model.channel_order={channel_order} is neither RGB nor BGR")
         self.channel_order = channel_order
-        for name, value in (
-            ("pixel_mean", pixel_mean),
-            ("pixel_std", pixel_std),
-            ("pad_value", pad_value),
-        ):
-            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
-        self.pixel_mean: Tensor
-        self.pixel_std: Tensor
-        self.pad_value: Tensor
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+        self.pad_value = pad_value
+        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         # Faster convolutions on CPUs and on GPUs alike; the images come in this format too.
         self.to(memory_format=torch.channels_last)
 
     def normalize(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) with the mean taken off, and the pad value outside each image."""
         images = batch.images.flip(1) if self.channel_order == "BGR" else batch.images
-        images = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        mean, std, pad_value = self._pixels(images.device)
+        images = (images.to(mean.dtype) - mean) / std
         height, width = images.shape[2:]
         x1, y1, x2, y2 = batch.windows[:, :, None, None].unbind(1)  # (B, 1, 1)
         column = torch.arange(width, device=images.device)
         row = torch.arange(height, device=images.device)[:, None]
         inside = (column >= x1) & (column < x2) & (row >= y1) & (row < y2)  # (B, H, W)
-        images = torch.where(inside[:, None], images, self.pad_value)
+        images = torch.where(inside[:, None], images, pad_value)
         return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode(False)
+    def _pixels(self, device: torch.device) -> Tensor:
+        """Mean, deviation and pad value (3, 3, 1, 1), copied to the device once.
+
+        Not float32 buffers, so that a model in float64 has them exactly.
+        """
+        dtype = next(self.parameters()).dtype
+        if (device, dtype) not in self._on_device:
+            pixels = torch.tensor([self.pixel_mean, self.pixel_std, self.pad_value], dtype=dtype)
+            self._on_device[device, dtype] = pixels[..., None, None].to(device)
+        return self._on_device[device, dtype]
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The pyramid of a batch."""

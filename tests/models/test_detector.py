@@ -107,7 +107,8 @@ def test_what_is_padded_does_not_matter(model: Detector) -> None:
     assert not expected[:, :, 80:].any() and not expected[:, :, :, 100:].any()
     batch.images[:, :, 80:] = 77
     assert torch.equal(model.normalize(batch), expected)
-    model.pad_value.fill_(-1.5)
+    model.pad_value = [-1.5, -1.5, -1.5]
+    model._on_device.clear()
     assert (model.normalize(batch)[:, :, 80:] == -1.5).all()
 
 
