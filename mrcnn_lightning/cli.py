@@ -6,16 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import hydra
 import typer
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from mrcnn_lightning import run
 from mrcnn_lightning.data.download import download_coco as download
+from mrcnn_lightning.errors import USER_ERRORS
+from mrcnn_lightning.inference.checkpoint import load_checkpoint
 from mrcnn_lightning.inference.predictor import Prediction, Predictor
+from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.masks import decode_masks
 from mrcnn_lightning.ops.results import coco_results
+from mrcnn_lightning.summary import render, summarize
 from mrcnn_lightning.visualization import draw, save
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -79,6 +86,22 @@ def predict(
 
 
 @app.command()
+def info(
+    model: Annotated[
+        list[str],
+        typer.Argument(help="A checkpoint, an experiment's name, or overrides as for training."),
+    ],
+    classes: Annotated[int, typer.Option(min=1, help="How many; a checkpoint knows its own.")] = 80,
+) -> None:
+    """Show a model's parts, parameters, GFLOPs, input, anchors and classes."""
+    try:
+        summary = summarize(*_model(model, classes))
+    except (*USER_ERRORS, HydraException) as error:
+        raise _fail(_sentence(error)) from error
+    Console(highlight=False).print(*render(summary), sep="\n")
+
+
+@app.command()
 def download_coco(
     folder: Annotated[Path, typer.Argument(help="Where COCO 2017 is to lie, e.g. data/coco.")],
 ) -> None:
@@ -87,6 +110,48 @@ def download_coco(
         download(folder)
     except ValueError as error:
         raise _fail(error) from error
+
+
+def _model(words: list[str], num_classes: int) -> tuple[Detector, dict[str, Any]]:
+    """The model that words name, and its specification, both as from `load_checkpoint`."""
+    file = next((word for word in words if _is_file(word)), None)
+    if file is not None:
+        if len(words) > 1:
+            raise ValueError(f"{file} is a checkpoint, which says all: give it alone")
+        return load_checkpoint(file)
+    experiments = sorted(path.stem for path in (run.CONF / "experiment").glob("*.yaml"))
+    overrides = []
+    for word in words:
+        is_override = "=" in word or word.startswith("~")
+        if not is_override and word not in experiments:
+            raise ValueError(
+                f"{word} is no file, no experiment ({', '.join(experiments)}) and no override "
+                "(KEY=VALUE)"
+            )
+        overrides.append(word if is_override else f"experiment={word}")
+    with hydra.initialize_config_dir(str(run.CONF), version_base="1.3"):
+        cfg = hydra.compose("train", [*overrides, "run_dir=unused", "backbone.weights=null"])
+    parts = {"model": cfg.model, "resize": cfg.data.resize, "canvas": cfg.data.canvas}
+    spec = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
+    built = {name: hydra.utils.instantiate(part, _convert_="all") for name, part in spec.items()}
+    model = built.pop("model")(class_names=[str(label) for label in range(1, num_classes + 1)])
+    return model, spec | built
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # an override may be longer than a file's name
+        return False
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{first}; there are {', '.join(error.options)}"
+    return first
 
 
 def _files(photos: list[Path]) -> Iterator[Path]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask
 import pytest
+import torch
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from mrcnn_lightning.cli import app
 
@@ -100,6 +101,79 @@ def test_predict_on_a_device_that_is_not_there(checkpoint: Path, tmp_path: Path)
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, [*arguments[:-1], str(tmp_path / "file")])
     assert result.exit_code == 2 and "Invalid value for '--out'" in result.stderr
+
+
+def info(*words: str) -> Result:
+    return CliRunner().invoke(app, ["info", *words], env={"COLUMNS": "120"})
+
+
+def test_info_of_a_checkpoint(checkpoint: Path) -> None:
+    result = info(str(checkpoint))
+    assert result.exit_code == 0, result.stderr
+    assert "resnet, depth 18, width 16, groups 1, norm bn" in result.stdout
+    assert "input: 64 x 64" in result.stdout
+    assert "classes: 3: disc, box, triangle" in result.stdout
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    total = sum(value.numel() for key, value in state.items() if not key.endswith(statistics))
+    assert f"{total:,}" in result.stdout
+
+
+def test_info_of_an_experiment() -> None:
+    result = info("shapes")
+    assert result.exit_code == 0, result.stderr
+    assert "width 24" in result.stdout and "classes: 80\n" in result.stdout
+    assert info("experiment=shapes").stdout == result.stdout
+    changed = info("shapes", "backbone.width=8", "~callbacks.early_stopping", "--classes", "3")
+    assert changed.exit_code == 0, changed.stderr
+    assert "width 8" in changed.stdout and "classes: 3\n" in changed.stdout
+    phases = ",".join(["{trainer.max_epochs:40}"] * 20)  # longer than a file's name may be
+    assert info("shapes", f"phases=[{phases}]").stdout == result.stdout
+
+
+def test_info_of_overrides() -> None:
+    small = ("data.resize.min_size=64", "data.resize.max_size=64", "data.canvas.side=64")
+    result = info("model=matterport", "backbone.depth=50", *small)
+    assert result.exit_code == 0, result.stderr
+    assert "resnet, depth 50" in result.stdout and "CropAndResize 14" in result.stdout
+    assert "canvas 64 x 64" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.ckpt"], "nowhere.ckpt is no file, no experiment (balloon, "),
+        (["experiment=nope"], "Could not find 'experiment/nope'; there are balloon, "),
+        (["backbone=nope"], "Could not find 'backbone/nope'; there are convnext_base, "),
+        (["backbone.nope=3"], "Could not override 'backbone.nope'."),
+        (["~nope"], "'nope' does not exist"),
+        (["backbone.depth=[1"], "no viable alternative at input '[1'"),
+        (["model=mask_rcnn,matterport"], "Ambiguous value for argument"),
+        (["backbone.depth=17"], "backbone.depth=17 is not one of [18, "),
+        (["shapes", "model.rpn.anchors.sizes=[[32]]"], "has 1 levels, but the neck gives 5"),
+        (["shapes", "data.resize.min_size=${nope}"], "Interpolation key 'nope' not found"),
+        (["shapes_matterport", "data.canvas.side=64"], "data.canvas.side=64 has no room"),
+    ],
+)
+def test_info_of_what_is_not_there(words: list[str], message: str) -> None:
+    result = info(*words)
+    assert result.exit_code == 1 and not result.stdout
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_info_of_a_file_that_is_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    whole = checkpoint.read_bytes()
+    (tmp_path / "damaged.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for words, message in (
+        ([str(tmp_path / "damaged.ckpt")], "damaged.ckpt is damaged"),
+        ([str(tmp_path / "other.ckpt")], "is no checkpoint of this project"),
+        ([str(checkpoint), "backbone.depth=50"], "is a checkpoint, which says all"),
+    ):
+        result = info(*words)
+        assert result.exit_code == 1 and message in result.stderr
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
 def test_download_without_a_network_is_one_sentence(

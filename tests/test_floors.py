@@ -15,6 +15,7 @@ FLOORS = {
     "visualization": 2,
     "training": 3,
     "inference": 3,
+    "summary": 3,
     "errors": 4,
     "phases": 4,
     "run": 4,

@@ -185,5 +185,5 @@ def timm(
         outputs=list(net.return_layers),
         roi_layer=None,
         trainable_stages=trainable_stages,
-        channels_last=str(net.output_fmt) == "Format.NHWC",
+        channels_last=net.output_fmt == "NHWC",
     )

@@ -20,13 +20,17 @@ SPEC_KEY = "mrcnn_lightning"
 # Detectron2's short form of its own addresses.
 _DETECTRON2 = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
 # What names say of a file's content: torchvision's a part of its SHA-256, Detectron2's of its MD5.
-_NAMED_HASHES = (("sha256", r"-([0-9a-f]{8,64})\.\w+$"), ("md5", r"_final_([0-9a-f]{6})\.pkl$"))
+_NAMED_HASHES = (("sha256", r"-([0-9a-f]{8,64})\.\w+$"), ("md5", r"_([0-9a-f]{6})\.pkl$"))
 # All that a pickle of plain arrays needs.
 _ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
     **{
-        (f"numpy.{core}.multiarray", name): value.__reduce__()[0]
+        (f"numpy.{core}.{module}", name): function
         for core in ("core", "_core")
-        for name, value in (("_reconstruct", np.empty(0)), ("scalar", np.float32(0)))
+        for module, name, function in (
+            ("multiarray", "_reconstruct", np.empty(0).__reduce__()[0]),
+            ("multiarray", "scalar", np.float32(0).__reduce__()[0]),
+            ("numeric", "_frombuffer", np.empty(0).__reduce_ex__(5)[0]),
+        )
     },
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

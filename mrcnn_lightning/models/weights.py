@@ -140,8 +140,12 @@ def load_timm(name: str, *, out_indices: list[int], weights: str | None) -> Any:
     if weights not in (None, "pretrained"):
         state = read_weights(str(weights), key="backbone.weights")
         options["pretrained_cfg_overlay"] = {"state_dict": state.get("state_dict", state)}
+    options |= {"features_only": True, "out_indices": out_indices}
     try:
-        net = timm.create_model(name, features_only=True, out_indices=out_indices, **options)
+        try:  # transformers with windows take images of any size only if they are told
+            net = timm.create_model(name, strict_img_size=False, **options)
+        except TypeError:
+            net = timm.create_model(name, **options)
     except Exception as error:  # timm lets through what its hub, its files and its networks raise
         raise ValueError(
             f"backbone.name={name} backbone.out_indices={out_indices} backbone.weights={weights}: "

@@ -6,13 +6,21 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from mrcnn_lightning.models.backbones import Backbone, mobilenet_v2, resnet
+from mrcnn_lightning.models.backbones import Backbone, torchvision_features
+from mrcnn_lightning.models.backbones import timm as timm_backbone
+from mrcnn_lightning.models.resnets import resnet
 
 
 def build(depth: int = 18, **changes: object) -> Backbone:
     arguments = {
         "depth": depth,
         "width": 64,
+        "groups": 1,
+        "width_per_group": 64,
+        "form": "torchvision",
+        "dilate_last": False,
+        "outputs": ["layer1", "layer2", "layer3", "layer4"],
+        "roi_layer": None,
         "norm": "bn",
         "norm_eps": 1e-5,
         "trainable_stages": 5,
@@ -31,7 +39,7 @@ def shake(model: nn.Module) -> None:
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_resnet_is_torchvisions(depth: int, tmp_path: Path) -> None:
     peer = getattr(torchvision.models, f"resnet{depth}")()
     shake(peer)
@@ -49,22 +57,134 @@ def test_resnet_is_torchvisions(depth: int, tmp_path: Path) -> None:
     assert shapes == list(zip(backbone.out_channels, backbone.strides, strict=True))
 
 
-def test_mobilenet_is_torchvisions(tmp_path: Path) -> None:
-    peer = torchvision.models.mobilenet_v2()
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnext50_32x4d", {"groups": 32, "width_per_group": 4}),
+        ("wide_resnet50_2", {"width_per_group": 128}),
+    ],
+)
+def test_wider_resnets_are_torchvisions(
+    name: str, settings: dict[str, int], tmp_path: Path
+) -> None:
+    peer = torchvision.models.get_model(name)
     shake(peer)
-    torch.save(peer.state_dict(), tmp_path / "mobilenet.pth")
-    backbone = mobilenet_v2(
-        norm="frozen_bn",
+    torch.save(peer.state_dict(), tmp_path / "resnet.pth")
+    backbone = build(50, norm="frozen_bn", weights=str(tmp_path / "resnet.pth"), **settings)
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    peer.double().eval()
+    features = peer.maxpool(peer.relu(peer.bn1(peer.conv1(image))))
+    expected = peer.layer4(peer.layer3(peer.layer2(peer.layer1(features))))
+    ours = backbone.double()(image)[-1]
+    assert (ours - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+FEATURES = {
+    "mobilenet_v2": ([3, 6, 13, 18], "frozen_bn"),
+    "mobilenet_v3_large": ([3, 6, 12, 16], "bn"),
+    "efficientnet_b0": ([2, 3, 5, 8], "frozen_bn"),
+    "vgg16": ([15, 22, 29, 30], None),
+    "convnext_tiny": ([1, 3, 5, 7], None),
+    "swin_t": ([1, 3, 5, 7], None),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
+    outputs, norm = FEATURES[name]
+    options = {} if norm is None else {"norm_layer": torch.nn.BatchNorm2d}
+    peer = torchvision.models.get_model(name, **options)
+    shake(peer)
+    torch.save(peer.state_dict(), tmp_path / "weights.pth")
+    backbone = torchvision_features(
+        name=name,
+        norm=norm,
         norm_eps=1e-5,
+        outputs=outputs,
         trainable_stages=3,
-        weights=str(tmp_path / "mobilenet.pth"),
+        weights=str(tmp_path / "weights.pth"),
     )
     image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
-    maps = backbone.double()(image)
-    expected = peer.double().eval().features(image)
-    assert (maps[-1] - expected).abs().max() <= 1e-9 * expected.abs().max()
+    maps = backbone.double().eval()(image)
+    features, expected = image, []
+    for number, layer in enumerate(peer.double().eval().features):
+        features = layer(features)
+        if number in outputs:
+            expected.append(features.permute(0, 3, 1, 2) if name == "swin_t" else features)
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max()
     shapes = [(feature.shape[1], 64 // feature.shape[2]) for feature in maps]
-    assert shapes == list(zip(backbone.out_channels, backbone.strides, strict=True))
+    assert shapes == list(zip(backbone.out_channels, [4, 8, 16, 32], strict=True))
+    assert backbone.strides == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_timms_features_are_timms(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    peer = timm.create_model(name, num_classes=7).eval()
+    shake(peer)
+    torch.save(peer.state_dict(), tmp_path / "weights.pth")
+    indices = [0, 1, 2, 3] if name != "resnet18" else [1, 2, 3, 4]
+    backbone = timm_backbone(
+        name=name,
+        out_indices=indices,
+        trainable_stages=2,
+        weights=str(tmp_path / "weights.pth"),
+    ).eval()
+    assert backbone.strides == [4, 8, 16, 32]
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        features, maps = peer.forward_features(image), backbone(image)
+    last = features.permute(0, 3, 1, 2) if name.startswith("swin") else features
+    assert last.shape[1] == backbone.out_channels[-1]
+    if name == "resnet18":  # the others end in a norm that is the classifier's
+        torch.testing.assert_close(maps[-1], last, rtol=1e-4, atol=1e-4)
+    frozen = [p for p in backbone.parameters() if not p.requires_grad]
+    assert 0 < len(frozen) < len(list(backbone.parameters()))
+
+
+def test_timm_without_network_and_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no address for this host")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
+    common = {"out_indices": [1, 2, 3, 4], "trainable_stages": 3}
+    with pytest.raises(ValueError, match="backbone.name=resnet999 .*timm cannot make it"):
+        timm_backbone(name="resnet999", weights=None, **common)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backbone.weights=pretrained: timm cannot make it"):
+        timm_backbone(name="resnet18", weights="pretrained", **common)  # type: ignore[arg-type]
+
+
+def test_forms_of_a_resnet() -> None:
+    image = torch.randn(1, 3, 64, 96)
+    caffe, tensorflow = build(50, form="caffe"), build(50, form="tensorflow")
+    for backbone in (caffe, tensorflow):
+        block = backbone.body.layer2[0]
+        assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1)
+        assert block.downsample[0].stride == (2, 2)
+        assert [64 // feature.shape[2] for feature in backbone(image)] == [4, 8, 16, 32]
+    assert caffe.body.layer2[0].conv1.bias is None
+    assert tensorflow.body.layer2[0].conv1.bias is not None
+
+
+def test_a_dilated_last_stage_keeps_its_stride() -> None:
+    backbone = build(50, dilate_last=True, outputs=["layer4"], trainable_stages=3)
+    assert backbone.strides == [16] and backbone.out_channels == [2048]
+    assert all(block.conv2.dilation == (2, 2) for block in backbone.body.layer4)
+    assert not backbone.body.layer1[0].conv1.weight.requires_grad
+    assert backbone.body.layer2[0].conv1.weight.requires_grad
+
+
+def test_the_last_stage_may_be_for_rois() -> None:
+    backbone = build(50, outputs=["layer3"], roi_layer="layer4", trainable_stages=0)
+    (feature,) = backbone(torch.randn(1, 3, 64, 96))
+    assert feature.shape == (1, 1024, 4, 6)
+    pooled = torch.randn(3, 1024, 14, 14)
+    assert backbone.roi_stage(pooled).shape == (3, backbone.roi_channels, 7, 7)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert build(18, outputs=["layer2"]).body.__len__() == 6  # what comes after is left out
 
 
 def test_slim_resnet_has_its_own_widths() -> None:
@@ -101,7 +221,7 @@ def test_frozen_batch_norm_everywhere() -> None:
     ("changes", "message"),
     [
         ({"depth": 42}, "backbone.depth=42 is not one of"),
-        ({"norm": "batch"}, "backbone.norm=batch is not known: it is one of frozen_bn, bn"),
+        ({"norm": "batch"}, "norm=batch is not known: it is one of frozen_bn, bn"),
         ({"trainable_stages": 6}, "backbone.trainable_stages=6 is not between 0 and 5"),
     ],
 )
