@@ -49,7 +49,10 @@ def predict(
     photos: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.", file_okay=False)],
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one size at a time.")] = 4,
-    min_score: Annotated[float, typer.Option(help="Less confident ones are not drawn.")] = 0.5,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Less confident ones are not drawn; the model's own if unset."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
 ) -> None:
     """Find objects in photos: OUT/predictions.json in COCO's format, and a picture of each."""
@@ -58,6 +61,7 @@ def predict(
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
     except ValueError as error:
         raise _fail(error) from error
+    shown_score = predictor.show_score if min_score is None else min_score
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[Prediction] = []
@@ -72,7 +76,7 @@ def predict(
             if name in names:
                 name = f"{prediction.number}_{name}"
             names.add(name)
-            save(_overlay(prediction, predictor.class_names, min_score), out / name)
+            save(_overlay(prediction, predictor.class_names, shown_score), out / name)
             assert prediction.detections is not None
             found = coco_results(prediction.detections, predictor.category_ids)
             results += [result | {"file_name": str(prediction.path)} for result in found]

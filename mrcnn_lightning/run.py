@@ -41,8 +41,9 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     data.setup(cfg.stage)
     classes = {"class_names": data.class_names, "category_ids": data.category_ids}
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    spec = classes | {key: resolved["data"][key] for key in ("resize", "canvas")}
-    task = _build(cfg.task)(spec=spec | {"model": resolved["model"], "phase": phase}, **classes)
+    spec = {key: resolved["data"][key] for key in ("resize", "canvas")}
+    spec |= {"model": resolved["model"], "show_score": cfg.show_score, "phase": phase}
+    task = _build(cfg.task)(spec=spec | classes, **classes)
     trainer = _build(
         cfg.trainer,
         callbacks=[_build(callback) for callback in cfg.callbacks.values() if callback],
@@ -61,9 +62,8 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
         trainer.predict(task, return_predictions=False, **options)
     else:
         getattr(trainer, cfg.stage)(task, verbose=False, **options)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next job of a sweep would go on with its run
+    for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
+        logger.experiment.finish()  # or the next job of a sweep would go on with its run
     return task.results.get("ap"), save_last(trainer, cfg.run_dir) if phase else None
 
 

@@ -49,7 +49,7 @@ CHOICES = [
     *(f"backbone={name}" for name in options("backbone")),
     *(f"model={name}" for name in options("model")),
     *(f"model/neck={name}" for name in options("model/neck")),
-    *(f"model/box_head={name}" for name in options("model/box_head")),
+    *(f"model/box_head={name}" for name in options("model/box_head") if name != "roi_pool"),
     *(f"model/mask_head={name}" for name in options("model/mask_head")),
     *(f"data={name}" for name in options("data")),
     *(f"data/canvas={name}" for name in options("data/canvas")),
@@ -110,8 +110,11 @@ def test_published_recipes_sample_a_quarter_of_positives() -> None:
         if "fpn" in experiment:
             cfg = compose(f"experiment={experiment}")
             assert cfg.model.roi_sampler.positive_fraction == 0.25
-            assert cfg.data.batch_size == 16 and cfg.optimizer.lr == 0.02
-            assert cfg.trainer.max_steps == (270000 if "3x" in experiment else 90000)
+            lsj = "lsj" in experiment
+            assert cfg.data.batch_size == (64 if lsj else 16)
+            assert cfg.optimizer.lr == (0.1 if lsj else 0.02)
+            steps = 270000 if "3x" in experiment else 90000
+            assert cfg.trainer.max_steps == (184375 if lsj else steps)
 
 
 def test_the_search_sweeps_the_learning_rate() -> None:

@@ -81,7 +81,8 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
 
     Returns:
         The detector in evaluation mode on the CPU, and a dictionary with `class_names`,
-        `category_ids`, `model` (its configuration), and `resize` and `canvas` (built).
+        `category_ids`, `show_score`, `model` (its configuration), and `resize` and `canvas`
+        (built).
 
     Raises:
         ValueError: the file is damaged, another program's, or names parts that are not ours.

@@ -36,6 +36,7 @@ class Predictor:
         category_ids: of the model's classes 1..K.
         resize: of images.
         canvas: of batches.
+        show_score: less confident detections are not drawn.
         device: where to compute; `auto` is a GPU if there is one.
 
     Raises:
@@ -49,6 +50,7 @@ class Predictor:
         category_ids: Sequence[int],
         resize: Resize,
         canvas: Canvas,
+        show_score: float,
         device: str = "auto",
     ) -> None:
         if device == "auto":
@@ -62,6 +64,7 @@ class Predictor:
         self.category_ids = list(category_ids)
         self.resize = resize
         self.canvas = canvas
+        self.show_score = show_score
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str = "auto") -> "Predictor":
@@ -76,6 +79,7 @@ class Predictor:
             category_ids=spec["category_ids"],
             resize=spec["resize"],
             canvas=spec["canvas"],
+            show_score=spec["show_score"],
             device=device,
         )
 

@@ -29,7 +29,7 @@ class MaskHead(nn.Module):
         roi_stage: a stage of the backbone that pooled features go through, or None.
         pooler: makes the pooler from the strides.
         trunk: makes the trunk from `in_channels` and `size`; what it gives is a map.
-        hidden: channels of the deconvolution.
+        hidden: channels of the deconvolution; None is as many as the trunk gives.
         rows: what has a mask of its own, see `num_rows`.
         targets: cuts what the head should say from ground truth, see `mask_targets`.
     """
@@ -43,7 +43,7 @@ class MaskHead(nn.Module):
         roi_stage: RoIStage | None,
         pooler: Callable[..., Any],
         trunk: Callable[..., Any],
-        hidden: int,
+        hidden: int | None,
         rows: ClassRows,
         targets: Callable[..., Tensor],
     ) -> None:
@@ -53,6 +53,7 @@ class MaskHead(nn.Module):
         self.trunk = trunk(in_channels=in_channels, size=self.pooler.output_size)
         self.rows = rows
         self.targets = targets
+        hidden = hidden or self.trunk.out_channels
         self.deconv = nn.ConvTranspose2d(self.trunk.out_channels, hidden, 2, stride=2)
         self.classifier = nn.Conv2d(hidden, num_rows(rows, num_classes), 1)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")

@@ -24,7 +24,7 @@ class RPN(nn.Module):
         in_channels: of every level.
         strides: of the levels.
         num_convs: 3x3 convolutions.
-        hidden: their channels.
+        hidden: their channels; None is as many as come in.
         logits_per_anchor: 1 of being an object, or 2, of background and of object.
         delta_weights: what deltas are multiplied by.
         anchors: where the boxes start from.
@@ -42,7 +42,7 @@ class RPN(nn.Module):
         in_channels: int,
         strides: Sequence[int],
         num_convs: int,
-        hidden: int,
+        hidden: int | None,
         logits_per_anchor: Literal[1, 2],
         delta_weights: Sequence[float],
         anchors: Anchors,
@@ -63,6 +63,7 @@ class RPN(nn.Module):
         self.sampler = sampler
         self.box_loss = box_loss
         self.selector = selector
+        hidden = hidden or in_channels
         widths = [in_channels] + [hidden] * num_convs
         self.convs = nn.ModuleList(
             nn.Conv2d(widths[layer], hidden, 3, padding=1) for layer in range(num_convs)

@@ -42,7 +42,7 @@ class Convs(nn.Module):
         in_channels: of the pooled features.
         size: P.
         num: convolutions; none leaves the features as they are.
-        hidden: their channels.
+        hidden: their channels; None is as many as come in.
         norm: after each of them, see `NORMS`, or None.
         norm_eps: of the norm.
         bias: whether the convolutions have biases.
@@ -54,7 +54,7 @@ class Convs(nn.Module):
         in_channels: int,
         size: int,
         num: int,
-        hidden: int,
+        hidden: int | None,
         norm: str | None,
         norm_eps: float,
         bias: bool,
@@ -62,6 +62,7 @@ class Convs(nn.Module):
         super().__init__()
         self.size = size
         make_norm = None if norm is None else norm_layer(norm, norm_eps)
+        hidden = hidden or in_channels
         widths = [in_channels] + [hidden] * num
         self.out_channels = widths[-1]
         self.convs = nn.Sequential(
@@ -80,7 +81,7 @@ class ConvsFC(nn.Module):
         in_channels: of the pooled features.
         size: P.
         num: convolutions.
-        conv_hidden: their channels.
+        conv_hidden: their channels; None is as many as come in.
         hidden: units of the fully connected layer.
         norm: after each convolution, see `NORMS`, or None.
         norm_eps: of the norm.
@@ -92,7 +93,7 @@ class ConvsFC(nn.Module):
         in_channels: int,
         size: int,
         num: int,
-        conv_hidden: int,
+        conv_hidden: int | None,
         hidden: int,
         norm: str | None,
         norm_eps: float,
@@ -100,6 +101,7 @@ class ConvsFC(nn.Module):
         super().__init__()
         self.out_channels = hidden
         make_norm = None if norm is None else norm_layer(norm, norm_eps)
+        conv_hidden = conv_hidden or in_channels
         widths = [in_channels] + [conv_hidden] * num
         self.convs = nn.Sequential(
             *(

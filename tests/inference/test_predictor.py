@@ -86,7 +86,9 @@ def test_detections_come_back_in_the_images_own_pixels(
     height, width = size
     Image.new("RGB", (width, height)).save(tmp_path / "a.png")
     model: Any = LeftUpperQuarter()
-    predictor = Predictor(model, category_ids=[1], resize=resize, canvas=canvas, device="cpu")
+    predictor = Predictor(
+        model, category_ids=[1], resize=resize, canvas=canvas, show_score=0.5, device="cpu"
+    )
     (found,) = predictor([tmp_path / "a.png"])
     expected = torch.tensor([[0, 0, width / 2, height / 2]], dtype=torch.float64)
     assert found.rles is not None and found.size == size
