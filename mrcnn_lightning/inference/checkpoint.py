@@ -89,10 +89,11 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     """
     checkpoint = read_checkpoint(path)
     spec = checkpoint[SPEC_KEY]
-    if "resize" not in spec:
+    missing = [key for key in ("resize", "canvas", "show_score") if key not in spec]
+    if missing:
         raise ValueError(
-            f"{path} is of an earlier version, which did not write its data.resize: use it with "
-            "stage=predict ckpt_path=FILE, or start a new training from it with weights=FILE"
+            f"{path} is of an earlier version, which did not write {', '.join(missing)}: use it "
+            "with stage=predict ckpt_path=FILE, or start a new training from it with weights=FILE"
         )
     sizing = {key: spec[key] for key in ("resize", "canvas")}
     for part in (spec["model"], *sizing.values()):

@@ -12,7 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.norms import norm_layer
-from mrcnn_lightning.models.weights import load_backbone, load_timm
+from mrcnn_lightning.models.weight_files import read_weights
+from mrcnn_lightning.models.weights import load_backbone
 
 
 class Backbone(nn.Module):
@@ -179,7 +180,7 @@ def timm(
         ValueError: timm is not installed or has no such network, it is no chain of layers, or the
             weights do not load or do not fit.
     """
-    net = load_timm(name, out_indices=list(out_indices), weights=weights)
+    net = _timm_network(name, out_indices=list(out_indices), weights=weights)
     return Backbone(
         body=nn.Sequential(OrderedDict(net.items())),
         outputs=list(net.return_layers),
@@ -187,3 +188,32 @@ def timm(
         trainable_stages=trainable_stages,
         channels_last=net.output_fmt == "NHWC",
     )
+
+
+def _timm_network(name: str, *, out_indices: list[int], weights: str | None) -> Any:
+    """A network of timm's that gives feature maps; arguments and errors as for `timm`."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError('backbone=timm needs timm: pip install "timm>=1.0"') from error
+    options: dict[str, Any] = {"pretrained": weights is not None}
+    if weights not in (None, "pretrained"):
+        state = read_weights(str(weights), key="backbone.weights")
+        options["pretrained_cfg_overlay"] = {"state_dict": state.get("state_dict", state)}
+    options |= {"features_only": True, "out_indices": out_indices}
+    try:
+        try:  # transformers with windows take images of any size only if they are told
+            net = timm.create_model(name, strict_img_size=False, **options)
+        except TypeError:
+            net = timm.create_model(name, **options)
+    except Exception as error:  # timm lets through what its hub, its files and its networks raise
+        raise ValueError(
+            f"backbone.name={name} backbone.out_indices={out_indices} backbone.weights={weights}: "
+            f"timm cannot make it: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    if not isinstance(net, nn.ModuleDict):
+        raise ValueError(
+            f"backbone.name={name} is no chain of layers in timm ({type(net).__name__}), its maps "
+            "cannot be handed out: take a convolutional or a hierarchical network"
+        )
+    return net

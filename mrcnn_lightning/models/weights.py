@@ -121,44 +121,6 @@ def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadRe
     return report
 
 
-def load_timm(name: str, *, out_indices: list[int], weights: str | None) -> Any:
-    """A network of timm's that gives feature maps.
-
-    Args:
-        name: timm's.
-        out_indices: which maps.
-        weights: `pretrained` for timm's own, a file of its whole network, or None.
-
-    Raises:
-        ValueError: see `mrcnn_lightning.models.backbones.timm`.
-    """
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError('backbone=timm needs timm: pip install "timm>=1.0"') from error
-    options: dict[str, Any] = {"pretrained": weights is not None}
-    if weights not in (None, "pretrained"):
-        state = read_weights(str(weights), key="backbone.weights")
-        options["pretrained_cfg_overlay"] = {"state_dict": state.get("state_dict", state)}
-    options |= {"features_only": True, "out_indices": out_indices}
-    try:
-        try:  # transformers with windows take images of any size only if they are told
-            net = timm.create_model(name, strict_img_size=False, **options)
-        except TypeError:
-            net = timm.create_model(name, **options)
-    except Exception as error:  # timm lets through what its hub, its files and its networks raise
-        raise ValueError(
-            f"backbone.name={name} backbone.out_indices={out_indices} backbone.weights={weights}: "
-            f"timm cannot make it: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
-    if not isinstance(net, nn.ModuleDict):
-        raise ValueError(
-            f"backbone.name={name} is no chain of layers in timm ({type(net).__name__}), its maps "
-            "cannot be handed out: take a convolutional or a hierarchical network"
-        )
-    return net
-
-
 def read_vgg_classifier(weights: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The two layers of 4096 of a VGG-16, as `fc1` and `fc2`.
 
