@@ -24,6 +24,12 @@ torch.set_num_threads(1)  # small tensors; several test processes share the core
 os.environ.setdefault("WANDB_SILENT", "true")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights do not depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
 def shared(path: str) -> Path:
     """A file of the real data that lies beside the project in its workplace, or a skip."""
     if not (SHARED / path).exists():

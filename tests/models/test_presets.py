@@ -71,7 +71,7 @@ def test_backbone(name: str) -> None:
 def test_model(name: str) -> None:
     slim = ["model.box_head.trunk.hidden=128"] if name.endswith(("dc5", "vgg16")) else []
     if name == "matterport":  # ground truth is no RoI of its own: one must be found
-        slim += [f"model.rpn.selector.{key}_in_training=300" for key in ("candidates", "num")]
+        slim += [f"model.rpn.selector.{key}_in_training=2000" for key in ("candidates", "num")]
     model = build_model(f"model={name}", *FEW, *slim)
     assert model.neck.strides == STRIDES.get(name, FPN_STRIDES)
     assert (model.mask_head is None) == name.startswith("faster")

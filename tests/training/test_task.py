@@ -7,6 +7,7 @@ import lightning
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn import BatchNorm2d
 
 from mrcnn_lightning.training.task import DetectionTask, parameter_groups
 from tests.conftest import build_model, compose
@@ -28,16 +29,25 @@ def build(overrides: list[str]) -> tuple[DetectionTask, Any, lightning.Trainer]:
     return task, data, trainer
 
 
-def test_parameter_groups_hold_each_trained_parameter_once() -> None:
+@pytest.mark.parametrize("decay_biases", [False, True])
+def test_parameter_groups_hold_each_trained_parameter_once(decay_biases: bool) -> None:
     model = build_model("backbone=resnet18", "backbone.norm=bn")
-    groups = parameter_groups(model, lr=0.02, weight_decay=1e-4, backbone_lr_factor=0.1)
+    groups = parameter_groups(
+        model, lr=0.02, weight_decay=1e-4, decay_biases=decay_biases, backbone_lr_factor=0.1
+    )
     names = {group["name"]: group for group in groups}
-    assert set(names) == {"backbone", "backbone_no_decay", "heads", "heads_no_decay"}
+    expected = {"backbone", "backbone_no_decay", "heads", "heads_no_decay"}
+    assert set(names) == (expected - {"heads_no_decay"} if decay_biases else expected)
     assert names["backbone"]["lr"] == pytest.approx(0.002) and names["heads"]["lr"] == 0.02
     for group in groups:
         decays = not group["name"].endswith("no_decay")
         assert group["weight_decay"] == (1e-4 if decays else 0)
-        assert all((parameter.dim() > 1) == decays for parameter in group["params"])
+        matrices = [parameter.dim() > 1 for parameter in group["params"]]
+        assert all(matrices) if decays and not decay_biases else True
+        assert decays or not any(matrices)
+    norms = [p for m in model.modules() if isinstance(m, BatchNorm2d) for p in m.parameters()]
+    free = {id(p) for name in names if name.endswith("no_decay") for p in names[name]["params"]}
+    assert {id(p) for p in norms if p.requires_grad} <= free
     ids = [id(parameter) for group in groups for parameter in group["params"]]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert len(set(ids)) == len(ids) == len(trained) < len(list(model.parameters()))
