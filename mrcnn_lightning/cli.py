@@ -59,8 +59,8 @@ def predict(
     try:
         files = list(_files(photos))
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
-    except ValueError as error:
-        raise _fail(error) from error
+    except (*USER_ERRORS, HydraException) as error:
+        raise _fail(_sentence(error)) from error
     shown_score = predictor.show_score if min_score is None else min_score
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []

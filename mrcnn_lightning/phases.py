@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from mrcnn_lightning.models.weight_files import SPEC_KEY, read_checkpoint
+from mrcnn_lightning.models.weights import differences
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,7 @@ def run_phases(
     if cfg.stage != "fit" or not cfg.phases:
         return run_one(cfg, None)[0]
     phases = [_merge(cfg, index) for index in range(len(cfg.phases))]
-    for phase in phases:
-        _try_parts(phase)
+    _try_parts(phases)
     ap, last = None, None
     for number, phase in enumerate(phases, 1):
         if number < resumed:
@@ -138,7 +138,8 @@ def _merge(cfg: DictConfig, index: int) -> DictConfig:
         if key in _OF_THE_RUN:
             raise ValueError(f"phases[{index}] changes {key}, which is one for the whole run")
         OmegaConf.update(changes, key, value)
-        if value is not None and OmegaConf.is_dict(OmegaConf.select(cfg, key)):
+        switches_off = value is None and "." in key
+        if OmegaConf.is_dict(OmegaConf.select(cfg, key)) and not switches_off:
             raise ValueError(
                 f"phases[{index}] sets {key}={value}, but {key} is a dictionary: a phase changes "
                 "single values of it"
@@ -153,10 +154,23 @@ def _merge(cfg: DictConfig, index: int) -> DictConfig:
     return merged
 
 
-def _try_parts(cfg: DictConfig) -> None:
-    """Build what is quick to build, so that a mistake in the last phase shows before the first."""
-    trial = cfg.copy()
-    trial.backbone.weights = None
-    model = hydra.utils.instantiate(trial.model, _convert_="all")(class_names=["object"])
-    optimizer = hydra.utils.instantiate(trial.optimizer, _convert_="all")(model.parameters())
-    hydra.utils.instantiate(trial.scheduler, _convert_="all")(optimizer, total_steps=1)
+def _try_parts(phases: list[DictConfig]) -> None:
+    """Build what is quick to build, so that a mistake in the last phase shows before the first.
+
+    Raises:
+        ValueError: a part cannot be built, or a phase's model has other weights than the first's.
+    """
+    states = []
+    for phase in phases:
+        trial = phase.copy()
+        trial.backbone.weights = None
+        model = hydra.utils.instantiate(trial.model, _convert_="all")(class_names=["object"])
+        optimizer = hydra.utils.instantiate(trial.optimizer, _convert_="all")(model.parameters())
+        hydra.utils.instantiate(trial.scheduler, _convert_="all")(optimizer, total_steps=1)
+        hydra.utils.instantiate(trial.data, _convert_="all")
+        states.append({key: value.to("meta") for key, value in model.state_dict().items()})
+        if problems := differences(states[-1], states[0]):
+            raise ValueError(
+                f"phases[{len(states) - 1}] cannot go on with the weights of the phases before it, "
+                f"its model is another: {problems}"
+            )

@@ -12,7 +12,7 @@ from mrcnn_lightning.run import CONF
 from tests.conftest import compose
 
 # Arguments that a part gets from whoever completes it.
-HEAD = {"in_channels", "strides", "num_classes", "roi_stage"}
+HEAD = {"strides", "num_classes", "roi_stage"}
 MASKS = {"masks", "frames", "boxes", "size"}
 COMPLETED = {
     "FPN": {"in_channels", "strides"},

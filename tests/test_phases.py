@@ -121,6 +121,10 @@ def test_resumed_in_a_phase_or_after_one(
         ("[{seed:1},{trainer.devices:2}]", "phases[1] changes trainer.devices, which is one for"),
         ("[{weights:COCO_V1}]", "phases[0] changes weights, which is one for the whole run"),
         ("[{},{backbone.trainable_stages:6}]", "backbone.trainable_stages=6 is not between"),
+        ("[{},{trainer:null}]", "phases[1] sets trainer=None, but trainer is a dictionary"),
+        ("[{},{seed:null}]", "seed=None is no whole number"),
+        ("[{},{data.batch_size:0}]", "data.batch_size=0 is less than 1"),
+        ("[{},{model.mask_head:null}]", "phases[1] cannot go on with the weights of the phases"),
     ],
 )
 def test_mistakes_show_before_the_first_phase(

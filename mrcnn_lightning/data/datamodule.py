@@ -47,6 +47,9 @@ class COCODataModule(lightning.LightningDataModule):
         num_workers: processes a device that load images.
         cache_dir: for packed annotations.
         seed: of the order of images and of augmentation.
+
+    Raises:
+        ValueError: a size is less than 1, or the seed is no whole number.
     """
 
     def __init__(
@@ -73,6 +76,15 @@ class COCODataModule(lightning.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"data.{key}={value} is less than 1")
+        if not isinstance(seed, int):
+            raise ValueError(f"seed={seed} is no whole number")
+        if mini_mask_size is not None and mini_mask_size < 1:
+            raise ValueError(
+                f"data.mini_mask_size={mini_mask_size} is less than 1; null is no masks"
+            )
         self.files = {
             "train": (train_images, train_json),
             "val": (val_images, val_json),

@@ -32,7 +32,9 @@ class Canvas(Protocol):
 
 
 class ResizeShorterSide:
-    """Makes the shorter side of an image `min_size`, as torchvision and Detectron2 do.
+    """Makes the shorter side of an image `min_size`, and cuts the longer to whole pixels.
+
+    As torchvision does: 480 x 640 becomes 800 x 1066.
 
     Args:
         min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
@@ -54,6 +56,30 @@ class ResizeShorterSide:
         if new_long > self.max_size:
             new_short, new_long = max(1, int(self.max_size * short / long)), self.max_size
         return (new_short, new_long) if size[0] <= size[1] else (new_long, new_short)
+
+
+class ResizeShorterSideRounded:
+    """Makes the shorter side of an image `min_size`, and rounds the longer to whole pixels.
+
+    As Detectron2 does: 480 x 640 becomes 800 x 1067.
+
+    Args:
+        min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
+        max_size: the longest side.
+    """
+
+    def __init__(self, *, min_size: int, max_size: int) -> None:
+        self.min_size = min_size
+        self.max_size = max_size
+
+    def __call__(self, *parts: Tensor) -> Any:
+        """An image (3, H, W), or an image and its points."""
+        return _resized(parts, self)
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of an image that had this height and width."""
+        scale = min(self.min_size / min(size), self.max_size / max(size))
+        return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
 class EnlargeShorterSide:
@@ -93,9 +119,14 @@ class PadToMultiple:
 
     Args:
         multiple: in pixels, the largest stride of the model.
+
+    Raises:
+        ValueError: it is less than 1.
     """
 
     def __init__(self, *, multiple: int) -> None:
+        if multiple < 1:
+            raise ValueError(f"data.canvas.multiple={multiple} is less than 1")
         self.multiple = multiple
 
     def size(self, sizes: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 import importlib
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import hydra
 
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.weight_files import SPEC_KEY, read_checkpoint
+from mrcnn_lightning.models.weights import differences
 
 # What a checkpoint may name is defined in one of these.
 _PART_MODULES = (
@@ -21,6 +23,7 @@ _PART_MODULES = (
     "mrcnn_lightning.models.detector",
     "mrcnn_lightning.models.mask_head",
     "mrcnn_lightning.models.necks",
+    "mrcnn_lightning.models.pixels",
     "mrcnn_lightning.models.poolers",
     "mrcnn_lightning.models.proposals",
     "mrcnn_lightning.models.resnets",
@@ -29,6 +32,7 @@ _PART_MODULES = (
     "mrcnn_lightning.models.trunks",
     "mrcnn_lightning.ops.masks",
 )
+_PLAIN = (str, int, float, bool, NoneType)
 
 
 def require_own_parts(config: Any) -> None:
@@ -41,13 +45,15 @@ def require_own_parts(config: Any) -> None:
     Raises:
         ValueError: one is not.
     """
-    if isinstance(config, str) and "${" in config:
-        raise ValueError(f"the checkpoint has {config!r}, which is no plain value")
     if isinstance(config, list):
         for entry in config:
             require_own_parts(entry)
-    if not isinstance(config, dict):
         return
+    if not isinstance(config, dict):
+        # Hydra would look into other kinds of lists and dictionaries too.
+        if type(config) in _PLAIN and "${" not in str(config):
+            return
+        raise ValueError(f"the checkpoint has {config!r}, which is no plain value")
     for key, value in config.items():
         if str(key).startswith("_") and key not in ("_target_", "_partial_"):
             raise ValueError(f"the checkpoint has the key {key}, which is no part's")
@@ -89,7 +95,7 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     """
     checkpoint = read_checkpoint(path)
     spec = checkpoint[SPEC_KEY]
-    missing = [key for key in ("resize", "canvas", "show_score") if key not in spec]
+    missing = [key for key in ("model", "resize", "canvas", "show_score") if key not in spec]
     if missing:
         raise ValueError(
             f"{path} is of an earlier version, which did not write {', '.join(missing)}: use it "
@@ -101,12 +107,14 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     make_model = hydra.utils.instantiate(_without_weights(spec["model"]), _convert_="all")
     model: Detector = make_model(class_names=spec["class_names"])
     prefix = "model."
-    model.load_state_dict(
-        {
-            key.removeprefix(prefix): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith(prefix)
-        }
-    )
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(prefix)
+    }
+    problems = differences(model.state_dict(), state)
+    if problems:
+        raise ValueError(f"{path} does not fit the model that it describes: {problems}")
+    model.load_state_dict(state, strict=False)
     built = {key: hydra.utils.instantiate(part) for key, part in sizing.items()}
     return model.eval(), spec | built

@@ -35,8 +35,11 @@ class Anchors:
         rounded: bool,
     ) -> None:
         per_cell = {len(level_sizes) for level_sizes in sizes}
-        if len(per_cell) != 1:
-            raise ValueError(f"model.rpn.anchors.sizes={sizes}: every level needs as many sizes")
+        if len(per_cell) != 1 or not all(sizes) or not aspect_ratios:
+            raise ValueError(
+                f"model.rpn.anchors.sizes={sizes} aspect_ratios={aspect_ratios}: every level needs "
+                "as many sizes, at least one of them and of the ratios"
+            )
         self.sizes = sizes
         self.aspect_ratios = aspect_ratios
         self.offset = offset
@@ -86,6 +89,9 @@ class AnchorSampler:
         inside_only: whether anchors that are not wholly inside the image are left out.
         crowd_iou: anchors that overlap a crowd by this IoU or more are not negative; None is all
             the same.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -99,6 +105,11 @@ class AnchorSampler:
         inside_only: bool,
         crowd_iou: float | None,
     ) -> None:
+        if num < 1 or not 0 < positive_fraction <= 1:
+            raise ValueError(
+                f"model.rpn.sampler.num={num} positive_fraction={positive_fraction}: give at least "
+                "one anchor, and a fraction above 0 and up to 1"
+            )
         self.num = num
         self.positive_fraction = positive_fraction
         self.positive_iou = positive_iou

@@ -12,6 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.norms import norm_layer
+from mrcnn_lightning.models.pixels import Pixels
+from mrcnn_lightning.models.poolers import RoIStage
 from mrcnn_lightning.models.weight_files import read_weights
 from mrcnn_lightning.models.weights import load_backbone
 
@@ -23,6 +25,7 @@ class Backbone(nn.Module):
 
     Args:
         body: the layers in order.
+        pixels: what their weights expect of images.
         outputs: names of the layers whose outputs are handed out, in order.
         roi_layer: the name of a layer that is applied to pooled RoIs (C4), or None.
         trainable_stages: how many stages, counted from the last, are trained. The others keep
@@ -39,6 +42,7 @@ class Backbone(nn.Module):
         self,
         *,
         body: nn.Sequential,
+        pixels: Pixels,
         outputs: Sequence[str],
         roi_layer: str | None,
         trainable_stages: int,
@@ -57,13 +61,14 @@ class Backbone(nn.Module):
         self.body = nn.Sequential()
         for name in [*kept, *([] if roi_layer is None else [roi_layer])]:
             self.body.add_module(name, body.get_submodule(name))
-        self.roi_layer = roi_layer
+        self.pixels = pixels
         self.channels_last = channels_last
         self._chain, self._outputs = kept, outputs
         self.out_channels: list[int] = []
         self.strides: list[int] = []
-        self.roi_channels = 0
-        stages_of_stride = self._probe()
+        # C4's last stage, which the body holds; None where RoIs go through none.
+        self.roi_stage: RoIStage | None = None
+        stages_of_stride = self._probe(roi_layer)
         stages = stages_of_stride if stages is None else stages
         if not 0 <= trainable_stages <= len(stages):
             raise ValueError(
@@ -76,7 +81,7 @@ class Backbone(nn.Module):
             self.body.get_submodule(name).requires_grad_(False)
 
     @torch.no_grad()
-    def _probe(self) -> list[list[str]]:
+    def _probe(self, roi_layer: str | None) -> list[list[str]]:
         """Measure the maps' channels and strides; returns the stages' layers."""
         was_training, side = self.training, 64
         self.eval()
@@ -89,8 +94,11 @@ class Backbone(nn.Module):
             if name in self._outputs:
                 self.out_channels.append(map_.shape[1])
                 self.strides.append(side // map_.shape[2])
-        if self.roi_layer is not None:
-            self.roi_channels = self.roi_stage(features).shape[1]
+        if roi_layer is not None:
+            layer = self.body.get_submodule(roi_layer)
+            pooled = layer(features)
+            stride = features.shape[2] // pooled.shape[2]
+            self.roi_stage = RoIStage(layer, out_channels=pooled.shape[1], stride=stride)
         self.train(was_training)
         return list(stages.values())
 
@@ -106,11 +114,6 @@ class Backbone(nn.Module):
                 maps.append(self._handed_out(features))
         return maps
 
-    def roi_stage(self, pooled: Tensor) -> Tensor:
-        """The layer for RoIs, applied to their pooled features (R, C, P, P)."""
-        assert self.roi_layer is not None
-        return self.body.get_submodule(self.roi_layer)(pooled)
-
     def train(self, mode: bool = True) -> "Backbone":
         """Frozen stages stay in evaluation mode: their running statistics do not move."""
         super().train(mode)
@@ -122,8 +125,9 @@ class Backbone(nn.Module):
 def torchvision_features(
     *,
     name: str,
+    pixels: Pixels,
     norm: str | None,
-    norm_eps: float,
+    norm_eps: float | None,
     outputs: Sequence[int],
     trainable_stages: int,
     weights: str | None,
@@ -132,8 +136,9 @@ def torchvision_features(
 
     Args:
         name: torchvision's, such as `mobilenet_v2`.
+        pixels: what the weights expect of images.
         norm: one of `NORMS`; None leaves the network its own, or has none to choose.
-        norm_eps: of the norm.
+        norm_eps: of the norm; None where it has its own.
         outputs: numbers of the layers whose outputs are handed out.
         trainable_stages: counted from the last; a stage is all layers of one stride.
         weights: a name of torchvision's weights such as IMAGENET1K_V1, a file, or null.
@@ -142,11 +147,18 @@ def torchvision_features(
         ValueError: there is no such network, an argument is out of range, or the weights do not
             load or do not fit.
     """
-    options: dict[str, Any] = {} if norm is None else {"norm_layer": norm_layer(norm, norm_eps)}
     if norm is not None and name.startswith(("convnext", "swin")):
         raise ValueError(
             f"backbone.norm={norm}: {name} has norms of its own, set backbone.norm=null"
         )
+    if (norm is None) != (norm_eps is None):
+        raise ValueError(
+            f"backbone.norm={norm} backbone.norm_eps={norm_eps}: a norm that is chosen needs an "
+            "epsilon, and a network's own has its own"
+        )
+    options: dict[str, Any] = {}
+    if norm is not None and norm_eps is not None:
+        options["norm_layer"] = norm_layer(norm, norm_eps)
     try:
         body = torchvision.models.get_model(name, weights=None, **options).features
     except (ValueError, TypeError, AttributeError) as error:
@@ -158,6 +170,7 @@ def torchvision_features(
         load_backbone(body, weights, architecture=name)
     return Backbone(
         body=body,
+        pixels=pixels,
         outputs=[str(number) for number in outputs],
         roi_layer=None,
         trainable_stages=trainable_stages,
@@ -166,28 +179,52 @@ def torchvision_features(
 
 
 def timm(
-    *, name: str, out_indices: Sequence[int], trainable_stages: int, weights: str | None
+    *,
+    name: str,
+    pixels: Pixels,
+    out_indices: Sequence[int],
+    trainable_stages: int,
+    weights: str | None,
 ) -> Backbone:
     """Any of timm's networks that can give features only; `pip install "timm>=1.0"`.
 
     Args:
         name: timm's, such as `resnet50` or `convnext_tiny.fb_in22k`.
+        pixels: what the weights expect of images.
         out_indices: which of its feature maps are handed out.
         trainable_stages: counted from the last; a stage is all layers of one stride.
         weights: `pretrained` for timm's own, a file of its whole network, or null.
 
     Raises:
         ValueError: timm is not installed or has no such network, it is no chain of layers, or the
-            weights do not load or do not fit.
+            weights do not load, do not fit or expect other pixels.
     """
     net = _timm_network(name, out_indices=list(out_indices), weights=weights)
+    if weights == "pretrained":
+        _require_pixels(name, pixels, net)
     return Backbone(
         body=nn.Sequential(OrderedDict(net.items())),
+        pixels=pixels,
         outputs=list(net.return_layers),
         roi_layer=None,
         trainable_stages=trainable_stages,
         channels_last=net.output_fmt == "NHWC",
     )
+
+
+def _require_pixels(name: str, pixels: Pixels, net: Any) -> None:
+    """Compare what timm says of a network's own weights."""
+    wanted = {
+        key: [round(255 * value, 3) for value in net.pretrained_cfg[key]] for key in ("mean", "std")
+    }
+    given = {"mean": pixels.mean, "std": pixels.std}
+    if any(
+        abs(a - b) > 0.5 for key in wanted for a, b in zip(given[key], wanted[key], strict=True)
+    ):
+        raise ValueError(
+            f"backbone.name={name}: its weights were trained with backbone.pixels.mean="
+            f"{wanted['mean']} backbone.pixels.std={wanted['std']}, set these"
+        )
 
 
 def _timm_network(name: str, *, out_indices: list[int], weights: str | None) -> Any:

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
 from mrcnn_lightning.models.class_rows import ClassRows, num_rows, row_of
 from mrcnn_lightning.models.detections import ArgmaxSelector, DetectionSelector
-from mrcnn_lightning.models.poolers import image_indices
+from mrcnn_lightning.models.poolers import RoIStage, image_indices
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
 from mrcnn_lightning.ops import boxes as box_ops
 from mrcnn_lightning.ops.losses import classification_loss
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.structures import Detections, Targets
-
-RoIStage = Callable[[Tensor], Tensor]
 
 
 class BoxBranch(nn.Module):
@@ -93,10 +91,9 @@ class BoxHead(nn.Module):
     """Pools RoIs, classifies them and refines their boxes once.
 
     Args:
-        in_channels: of the features after `roi_stage`.
         strides: of the levels that RoIs are cut from.
+        roi_stage: what pooled features go through first.
         num_classes: K.
-        roi_stage: a stage of the backbone that pooled features go through, or None.
         pooler: makes the pooler from the strides.
         trunk: makes the trunk from `in_channels` and `size`.
         rows: what has a box of its own, see `num_rows`.
@@ -108,10 +105,9 @@ class BoxHead(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int,
         strides: Sequence[int],
+        roi_stage: RoIStage,
         num_classes: int,
-        roi_stage: RoIStage | None,
         pooler: Callable[..., Any],
         trunk: Callable[..., Any],
         rows: ClassRows,
@@ -122,8 +118,9 @@ class BoxHead(nn.Module):
         super().__init__()
         self.pooler = pooler(strides=strides)
         self.roi_stage = roi_stage
+        size = roi_stage.size(self.pooler.output_size)
         self.branch = BoxBranch(
-            trunk=trunk(in_channels=in_channels, size=self.pooler.output_size),
+            trunk=trunk(in_channels=roi_stage.out_channels, size=size),
             num_classes=num_classes,
             rows=rows,
             delta_weights=delta_weights,
@@ -134,8 +131,7 @@ class BoxHead(nn.Module):
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4) of boxes (B, R, 4)."""
         pooled = self.pooler(features, boxes.flatten(0, 1), image_indices(boxes))
-        if self.roi_stage is not None:
-            pooled = self.roi_stage(pooled)
+        pooled = self.roi_stage(pooled)
         return self.branch(pooled, len(boxes))
 
     def loss(

@@ -4,7 +4,7 @@ B images, N sampled anchors or RoIs.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -14,6 +14,13 @@ from mrcnn_lightning.ops.precision import at_least_float32
 Mean = Literal["sampled", "positives"]
 
 
+def _require_known(mean_over: str) -> None:
+    if mean_over not in get_args(Mean):
+        raise ValueError(
+            f"box_loss.mean_over={mean_over} is not one of {', '.join(get_args(Mean))}"
+        )
+
+
 class SmoothL1Loss:
     """Smooth L1 distance of deltas (Fast R-CNN, equation 3).
 
@@ -21,9 +28,15 @@ class SmoothL1Loss:
         beta: where it turns from quadratic to linear; 0 is the L1 loss.
         mean_over: the sum over positives is divided by the number of all `sampled` (equation 1 of
             Faster R-CNN), or by that of the `positives`' deltas, four each.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, *, beta: float, mean_over: Mean) -> None:
+        if beta < 0:
+            raise ValueError(f"box_loss.beta={beta} is less than 0")
+        _require_known(mean_over)
         self.beta = beta
         self.mean_over = mean_over
 
@@ -59,9 +72,13 @@ class GIoULoss:
     Args:
         mean_over: the sum over positives is divided by the number of all `sampled`, or of the
             `positives`.
+
+    Raises:
+        ValueError: there is no such mean.
     """
 
     def __init__(self, *, mean_over: Mean) -> None:
+        _require_known(mean_over)
         self.mean_over = mean_over
 
     def __call__(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrcnn_lightning.models.box_head import BoxBranch, RoIStage
+from mrcnn_lightning.models.box_head import BoxBranch
 from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
 from mrcnn_lightning.models.detections import ArgmaxSelector, DetectionSelector
-from mrcnn_lightning.models.poolers import image_indices
+from mrcnn_lightning.models.poolers import RoIStage, image_indices
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
 from mrcnn_lightning.ops.matching import POSITIVE, BestMatches, match
 from mrcnn_lightning.ops.precision import at_least_float32
@@ -23,10 +23,9 @@ class CascadeBoxHead(nn.Module):
     """Stages of growing quality with one box for all classes (Detectron2's form).
 
     Args:
-        in_channels: of the features after `roi_stage`.
         strides: of the levels that RoIs are cut from.
+        roi_stage: what pooled features go through first.
         num_classes: K.
-        roi_stage: a stage of the backbone that pooled features go through, or None.
         pooler: makes the pooler from the strides.
         trunk: makes a stage's trunk from `in_channels` and `size`.
         ious: for each stage, the IoU from which on a RoI is positive; the first is the RoI
@@ -39,10 +38,9 @@ class CascadeBoxHead(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int,
         strides: Sequence[int],
+        roi_stage: RoIStage,
         num_classes: int,
-        roi_stage: RoIStage | None,
         pooler: Callable[..., Any],
         trunk: Callable[..., Any],
         ious: Sequence[float],
@@ -58,10 +56,11 @@ class CascadeBoxHead(nn.Module):
             )
         self.pooler = pooler(strides=strides)
         self.roi_stage = roi_stage
+        size = roi_stage.size(self.pooler.output_size)
         self.ious = ious
         self.branches = nn.ModuleList(
             BoxBranch(
-                trunk=trunk(in_channels=in_channels, size=self.pooler.output_size),
+                trunk=trunk(in_channels=roi_stage.out_channels, size=size),
                 num_classes=num_classes,
                 rows="agnostic",
                 delta_weights=weights,
@@ -76,8 +75,7 @@ class CascadeBoxHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1) and deltas (B, R, 1, 4) of boxes (B, R, 4)."""
         pooled = self.pooler(features, boxes.flatten(0, 1), image_indices(boxes))
-        if self.roi_stage is not None:
-            pooled = self.roi_stage(pooled)
+        pooled = self.roi_stage(pooled)
         if pooled.requires_grad:  # the stages' losses add up in the branches, not in the features
             share = 1 / len(self.branches)
             pooled = pooled * share + pooled.detach() * (1 - share)

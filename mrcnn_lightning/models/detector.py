@@ -4,12 +4,13 @@ B images, D detections.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.backbones import Backbone
+from mrcnn_lightning.models.poolers import RoIStage
 from mrcnn_lightning.models.roi_sampler import RoISampler
 from mrcnn_lightning.ops.masks import Crops
 from mrcnn_lightning.structures import Batch, Detections
@@ -24,13 +25,11 @@ class Detector(nn.Module):
         neck: makes the neck from the backbone's `in_channels` and `strides`.
         rpn: makes the RPN from the neck's `in_channels` and `strides`.
         roi_sampler: which RoIs the heads learn from.
-        box_head: makes the head from `in_channels`, `strides`, `num_classes` and `roi_stage`.
+        box_head: makes the head from `strides`, `roi_stage` and `num_classes`.
         mask_head: likewise; None makes it Faster R-CNN.
         paste: how masks are pasted into images, see `resized_crops`.
-        channel_order: RGB, or BGR for weights of Caffe's models.
-        pixel_mean: of the channels in their order, in 0..255, subtracted.
-        pixel_std: of the channels, divided by.
-        pad_value: of the channels, what the canvas holds outside the image after normalisation.
+        pad_first: whether the canvas outside the image is zero before normalisation (reference
+            model A) instead of after it.
     """
 
     def __init__(
@@ -44,10 +43,7 @@ class Detector(nn.Module):
         box_head: Callable[..., Any],
         mask_head: Callable[..., Any] | None,
         paste: Crops,
-        channel_order: Literal["RGB", "BGR"],
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        pad_value: Sequence[float],
+        pad_first: bool,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
@@ -55,52 +51,30 @@ class Detector(nn.Module):
         self.neck = neck(in_channels=backbone.out_channels, strides=backbone.strides)
         self.rpn = rpn(in_channels=self.neck.out_channels, strides=self.neck.strides)
         self.roi_sampler = roi_sampler
-        in_channels = (
-            self.neck.out_channels if backbone.roi_layer is None else backbone.roi_channels
-        )
+        no_stage = RoIStage(nn.Identity(), out_channels=self.neck.out_channels, stride=1)
         shape = {
-            "in_channels": in_channels,
             "strides": self.neck.roi_strides,
+            "roi_stage": backbone.roi_stage or no_stage,
             "num_classes": len(class_names),
-            "roi_stage": None if backbone.roi_layer is None else backbone.roi_stage,
         }
         self.box_head = box_head(**shape)
         self.mask_head = None if mask_head is None else mask_head(**shape)
         self.paste = paste
-        if channel_order not in ("RGB", "BGR"):
-            raise ValueError(f"model.channel_order={channel_order} is neither RGB nor BGR")
-        self.channel_order = channel_order
-        self.pixel_mean = pixel_mean
-        self.pixel_std = pixel_std
-        self.pad_value = pad_value
-        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.pad_first = pad_first
         # Faster convolutions on CPUs and on GPUs alike; the images come in this format too.
         self.to(memory_format=torch.channels_last)
 
     def normalize(self, batch: Batch) -> Tensor:
-        """Images (B, 3, H, W) with the mean taken off, and the pad value outside each image."""
-        images = batch.images.flip(1) if self.channel_order == "BGR" else batch.images
-        mean, std, pad_value = self._pixels(images.device)
-        images = (images.to(mean.dtype) - mean) / std
-        height, width = images.shape[2:]
+        """Images (B, 3, H, W) as the backbone wants them, with zeros outside each."""
+        height, width = batch.images.shape[2:]
         x1, y1, x2, y2 = batch.windows[:, :, None, None].unbind(1)  # (B, 1, 1)
-        column = torch.arange(width, device=images.device)
-        row = torch.arange(height, device=images.device)[:, None]
+        column = torch.arange(width, device=batch.images.device)
+        row = torch.arange(height, device=batch.images.device)[:, None]
         inside = (column >= x1) & (column < x2) & (row >= y1) & (row < y2)  # (B, H, W)
-        images = torch.where(inside[:, None], images, pad_value)
+        images = torch.where(inside[:, None], batch.images, 0) if self.pad_first else batch.images
+        images = self.backbone.pixels.normalize(images, dtype=next(self.parameters()).dtype)
+        images = images if self.pad_first else torch.where(inside[:, None], images, 0.0)
         return images.contiguous(memory_format=torch.channels_last)
-
-    @torch.inference_mode(False)
-    def _pixels(self, device: torch.device) -> Tensor:
-        """Mean, deviation and pad value (3, 3, 1, 1), copied to the device once.
-
-        Not float32 buffers, so that a model in float64 has them exactly.
-        """
-        dtype = next(self.parameters()).dtype
-        if (device, dtype) not in self._on_device:
-            pixels = torch.tensor([self.pixel_mean, self.pixel_std, self.pad_value], dtype=dtype)
-            self._on_device[device, dtype] = pixels[..., None, None].to(device)
-        return self._on_device[device, dtype]
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The pyramid of a batch."""

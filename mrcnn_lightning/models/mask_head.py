@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrcnn_lightning.models.box_head import RoIStage
 from mrcnn_lightning.models.class_rows import ClassRows, num_rows, row_of
+from mrcnn_lightning.models.poolers import RoIStage
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
 from mrcnn_lightning.ops.losses import mask_loss
 from mrcnn_lightning.ops.precision import at_least_float32
@@ -23,10 +23,9 @@ class MaskHead(nn.Module):
     """A trunk, a 2x2 deconvolution that doubles the size, and a map for each of some rows.
 
     Args:
-        in_channels: of the features after `roi_stage`.
         strides: of the levels that RoIs are cut from.
+        roi_stage: what pooled features go through first.
         num_classes: K.
-        roi_stage: a stage of the backbone that pooled features go through, or None.
         pooler: makes the pooler from the strides.
         trunk: makes the trunk from `in_channels` and `size`; what it gives is a map.
         hidden: channels of the deconvolution; None is as many as the trunk gives.
@@ -37,10 +36,9 @@ class MaskHead(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int,
         strides: Sequence[int],
+        roi_stage: RoIStage,
         num_classes: int,
-        roi_stage: RoIStage | None,
         pooler: Callable[..., Any],
         trunk: Callable[..., Any],
         hidden: int | None,
@@ -50,7 +48,8 @@ class MaskHead(nn.Module):
         super().__init__()
         self.pooler = pooler(strides=strides)
         self.roi_stage = roi_stage
-        self.trunk = trunk(in_channels=in_channels, size=self.pooler.output_size)
+        size = roi_stage.size(self.pooler.output_size)
+        self.trunk = trunk(in_channels=roi_stage.out_channels, size=size)
         self.rows = rows
         self.targets = targets
         hidden = hidden or self.trunk.out_channels
@@ -66,9 +65,7 @@ class MaskHead(nn.Module):
         self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, labels: Tensor
     ) -> Tensor:
         """Mask logits (N, m, m) of the classes `labels` (N,) in boxes (N, 4)."""
-        pooled = self.pooler(features, boxes, image_index)
-        if self.roi_stage is not None:
-            pooled = self.roi_stage(pooled)
+        pooled = self.roi_stage(self.pooler(features, boxes, image_index))
         maps = self.classifier(F.relu(self.deconv(self.trunk(pooled))))  # (N, c, m, m)
         return maps[torch.arange(len(maps), device=maps.device), row_of(self.rows, labels)]
 

@@ -4,6 +4,7 @@ R RoIs, C channels, P bins a side.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -142,6 +143,23 @@ class RoIPool(nn.Module):
         level = at_least_float32(features[0])
         rois = torch.cat([image_index[:, None].to(level.dtype), boxes.to(level.dtype)], dim=1)
         return torchvision.ops.roi_pool(level, rois, self.output_size, 1 / self.stride)
+
+
+class RoIStage(NamedTuple):
+    """What pooled features of RoIs go through before the heads' own layers."""
+
+    layers: nn.Module
+    out_channels: int
+    stride: int
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """(R, C, P, P) to (R, out_channels, size(P), size(P))."""
+        output: Tensor = self.layers(pooled)
+        return output
+
+    def size(self, output_size: int) -> int:
+        """Bins a side that come out of so many."""
+        return -(-output_size // self.stride)
 
 
 def image_indices(boxes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mrcnn_lightning.models.backbones import Backbone
 from mrcnn_lightning.models.norms import NormLayer, norm_layer
+from mrcnn_lightning.models.pixels import Pixels
 from mrcnn_lightning.models.weights import load_backbone
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -96,6 +97,7 @@ def _stride_on_1x1(body: nn.Module) -> None:
 def resnet(
     *,
     depth: int,
+    pixels: Pixels,
     width: int,
     groups: int,
     width_per_group: int,
@@ -112,6 +114,7 @@ def resnet(
 
     Args:
         depth: 18, 34, 50, 101 or 152.
+        pixels: what the weights expect of images.
         width: channels of the stem; 64 is the paper's, less is a slim one of our own.
         groups: of the 3x3 convolutions; 1 but for ResNeXt.
         width_per_group: 64, but 4 or 8 for ResNeXt and 128 for Wide ResNet.
@@ -174,6 +177,7 @@ def resnet(
         load_backbone(body, weights, architecture=_architecture(depth, groups, width_per_group))
     return Backbone(
         body=body,
+        pixels=pixels,
         outputs=outputs,
         roi_layer=roi_layer,
         trainable_stages=trainable_stages,

@@ -40,6 +40,9 @@ class RoISampler:
             their fraction (reference model A), instead of filling up.
         crowd_iou: RoIs that overlap a crowd by this IoU or more are not background; None is all
             the same.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -53,6 +56,11 @@ class RoISampler:
         keep_proportion: bool,
         crowd_iou: float | None,
     ) -> None:
+        if num < 1 or not 0 < positive_fraction <= 1:
+            raise ValueError(
+                f"model.roi_sampler.num={num} positive_fraction={positive_fraction}: give at least "
+                "one RoI, and a fraction above 0 and up to 1"
+            )
         self.num = num
         self.positive_fraction = positive_fraction
         self.positive_iou = positive_iou
@@ -94,9 +102,13 @@ class RoISampler:
             positive_fraction=self.positive_fraction,
             keep_proportion=self.keep_proportion,
         )
-        objects = objects.gather(1, chosen.indices)
+        # Unused places repeat used ones, or they would count in the heads' batch norms.
+        num_used = chosen.valid.sum(dim=1, keepdim=True).clamp(min=1)
+        place = torch.arange(chosen.indices.shape[1], device=boxes.device) % num_used
+        indices = chosen.indices.gather(1, place)
+        objects = objects.gather(1, indices)
         return SampledRoIs(
-            boxes=boxes.gather(1, chosen.indices[..., None].expand(-1, -1, 4)),
+            boxes=boxes.gather(1, indices[..., None].expand(-1, -1, 4)),
             labels=targets.labels.gather(1, objects) * chosen.positive,
             objects=objects,
             valid=chosen.valid,

@@ -33,7 +33,7 @@ class RPN(nn.Module):
         selector: which boxes become proposals.
 
     Raises:
-        ValueError: the levels and the anchors' do not fit.
+        ValueError: the levels and the anchors' do not fit, or a number is out of range.
     """
 
     def __init__(
@@ -55,6 +55,11 @@ class RPN(nn.Module):
             raise ValueError(
                 f"model.rpn.anchors.sizes has {len(anchors.sizes)} levels, but the neck gives "
                 f"{len(strides)}: give one list of sizes for each"
+            )
+        if logits_per_anchor not in (1, 2) or num_convs < 0:
+            raise ValueError(
+                f"model.rpn.logits_per_anchor={logits_per_anchor} num_convs={num_convs}: give 1 or "
+                "2 logits, and no fewer than 0 convolutions"
             )
         self.strides = list(strides)
         self.logits_per_anchor = logits_per_anchor

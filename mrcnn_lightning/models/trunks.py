@@ -35,6 +35,23 @@ class TwoFC(nn.Module):
         return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
 
 
+def _convs(
+    in_channels: int, num: int, hidden: int, *, norm: str | None, norm_eps: float, bias: bool
+) -> nn.Sequential:
+    """3x3 convolutions with their norms and ReLUs.
+
+    Raises:
+        ValueError: there is no such norm, or no such number.
+    """
+    if num < 0:
+        raise ValueError(f"trunk.num={num} convolutions: give 0 or more")
+    make_norm = None if norm is None else norm_layer(norm, norm_eps)
+    widths = [in_channels] + [hidden] * num
+    return nn.Sequential(
+        *(conv_norm_relu(widths[i], hidden, 3, norm=make_norm, bias=bias) for i in range(num))
+    )
+
+
 class Convs(nn.Module):
     """3x3 convolutions (Mask R-CNN, figure 4).
 
@@ -61,13 +78,9 @@ class Convs(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        make_norm = None if norm is None else norm_layer(norm, norm_eps)
         hidden = hidden or in_channels
-        widths = [in_channels] + [hidden] * num
-        self.out_channels = widths[-1]
-        self.convs = nn.Sequential(
-            *(conv_norm_relu(widths[i], hidden, 3, norm=make_norm, bias=bias) for i in range(num))
-        )
+        self.out_channels = hidden if num else in_channels
+        self.convs = _convs(in_channels, num, hidden, norm=norm, norm_eps=norm_eps, bias=bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) to (R, hidden, P, P)."""
@@ -100,16 +113,11 @@ class ConvsFC(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = hidden
-        make_norm = None if norm is None else norm_layer(norm, norm_eps)
         conv_hidden = conv_hidden or in_channels
-        widths = [in_channels] + [conv_hidden] * num
-        self.convs = nn.Sequential(
-            *(
-                conv_norm_relu(widths[i], conv_hidden, 3, norm=make_norm, bias=norm is None)
-                for i in range(num)
-            )
+        self.convs = _convs(
+            in_channels, num, conv_hidden, norm=norm, norm_eps=norm_eps, bias=norm is None
         )
-        self.fc1 = nn.Linear(widths[-1] * size**2, hidden)
+        self.fc1 = nn.Linear((conv_hidden if num else in_channels) * size**2, hidden)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) to (R, hidden)."""

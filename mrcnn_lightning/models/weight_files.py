@@ -1,18 +1,18 @@
 """Files of weights, from a disk or the network, read without running what they may hold."""
 
 import hashlib
-import io
 import pickle
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from filelock import FileLock
 from torch import Tensor
 from torchvision.models import WeightsEnum
+
+from mrcnn_lightning.models.array_pickles import read_arrays
 
 # Where a checkpoint of this project keeps what it takes to rebuild its model.
 SPEC_KEY = "mrcnn_lightning"
@@ -21,31 +21,6 @@ SPEC_KEY = "mrcnn_lightning"
 _DETECTRON2 = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
 # What names say of a file's content: torchvision's a part of its SHA-256, Detectron2's of its MD5.
 _NAMED_HASHES = (("sha256", r"-([0-9a-f]{8,64})\.\w+$"), ("md5", r"_([0-9a-f]{6})\.pkl$"))
-# All that a pickle of plain arrays needs.
-_ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
-    **{
-        (f"numpy.{core}.{module}", name): function
-        for core in ("core", "_core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", np.empty(0).__reduce__()[0]),
-            ("multiarray", "scalar", np.float32(0).__reduce__()[0]),
-            ("numeric", "_frombuffer", np.empty(0).__reduce_ex__(5)[0]),
-        )
-    },
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-    ("collections", "OrderedDict"): dict,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries of NumPy arrays and plain values, and refuses all else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_GLOBALS:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return _ARRAY_GLOBALS[module, name]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -65,19 +40,20 @@ def read_file(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = (
-            _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+            read_arrays(path.read_bytes())
             if path.suffix == ".pkl"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
             f"{path} is damaged, or holds objects other than arrays and plain values, which are "
-            f"not loaded because they could run code: {str(error).splitlines()[0]}"
+            f"not loaded because they could run code{f': {refused[1]}' if refused else ''}"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(f"{path} is damaged or no file of weights: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name")
     return content
 
 
@@ -93,7 +69,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is no checkpoint of this project: to start from foreign weights, say "
             "weights=FILE"
         )
+    require_whole(checkpoint, path)
     return checkpoint
+
+
+def require_whole(checkpoint: dict[str, Any], source: str | Path) -> None:
+    """Look whether a checkpoint of this project has all that such ones have.
+
+    Raises:
+        ValueError: something is missing or of another kind.
+    """
+    spec, state = checkpoint[SPEC_KEY], checkpoint.get("state_dict")
+    names = spec.get("class_names") if isinstance(spec, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{source} is no whole checkpoint of this project: it names no classes")
+    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
+        raise ValueError(f"{source} is no whole checkpoint of this project: it has no weights")
 
 
 def read_weights(weights: str, *, key: str, architecture: str | None = None) -> dict[str, Any]:
@@ -109,7 +100,14 @@ def read_weights(weights: str, *, key: str, architecture: str | None = None) -> 
         ValueError: they cannot be had, or see `read_file`.
     """
     if re.match(r"\w+://", weights):
-        return read_file(_download(weights, key))
+        file = _download(weights, key)
+        try:
+            return read_file(file)
+        except ValueError as error:
+            file.unlink()
+            raise ValueError(
+                f"{key}={weights}: {error}. It is removed, so that the next try fetches it anew"
+            ) from error
     if re.fullmatch(r"\w+_Weights\.\w+", weights):
         try:
             return _published(torchvision.models.get_weight(weights), key, weights)
@@ -174,7 +172,8 @@ def _check_hash(file: Path, url: str, wanted: str) -> None:
             file.unlink()
             raise ValueError(
                 f"{url} should have a {kind} of {value}..., what came has {digest}: it is removed; "
-                "the download was damaged, or the file is another"
+                "the download was damaged, the file is another, or its name holds no hash: then "
+                "say #sha256=... after the address"
             )
 
 

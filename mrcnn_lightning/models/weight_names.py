@@ -127,6 +127,7 @@ _CAFFE2_NORM = r"[bg]n_(?:s|b|gamma|beta|rm|riv|running_mean|running_var)"
 # Caffe2's names of a ResNet, as in Detectron2's ImageNet files.
 CAFFE2_BACKBONE: list[_Rule] = [
     (r"conv1_w", "backbone.body.conv1.weight"),
+    (r"conv1_b", None),  # in MSRA's files; Detectron2 leaves it out too
     (
         r"(?:res_)?conv1_[bg]n_(s|b|gamma|beta|rm|riv|running_mean|running_var)",
         lambda key: f"backbone.body.bn1.{_CAFFE2_NORMS[key[1]]}",
@@ -168,6 +169,9 @@ def translate(state: Mapping[str, Any], rules: list[_Rule]) -> Translated:
     Args:
         state: tensors or NumPy arrays by foreign names.
         rules: patterns, and their replacement; None leaves a key out.
+
+    Raises:
+        ValueError: a value is no tensor.
     """
     translated = Translated({}, [], [])
     for key, value in state.items():
@@ -179,11 +183,20 @@ def translate(state: Mapping[str, Any], rules: list[_Rule]) -> Translated:
                 translated.left_over.append(key)
             else:
                 name = replacement(found) if callable(replacement) else found.expand(replacement)
-                translated.state[name] = torch.as_tensor(value)
+                translated.state[name] = _as_tensor(key, value)
             break
         else:
             translated.unknown.append(key)
     return translated
+
+
+def _as_tensor(key: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{key} holds a {type(value).__name__}, where a tensor should be"
+        ) from error
 
 
 def background_first(state: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from mrcnn_lightning.models import weight_names as names
 from mrcnn_lightning.models.box_head import BoxBranch
 from mrcnn_lightning.models.mask_head import MaskHead
-from mrcnn_lightning.models.weight_files import SPEC_KEY, read_weights
+from mrcnn_lightning.models.weight_files import SPEC_KEY, read_weights, require_whole
 
 if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
@@ -61,9 +61,9 @@ def differences(
     missing = sorted(own.keys() - state.keys() - set(fresh) - counters)
     left_over = sorted(state.keys() - own.keys() - counters)
     misshapen = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        f"{key} {_shape(state[key])} for {_shape(own[key])}"
         for key in sorted(own.keys() & state.keys())
-        if own[key].shape != state[key].shape
+        if _shape(own[key]) != _shape(state[key])
     ]
     return "; ".join(
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -74,6 +74,10 @@ def differences(
         ]
         if keys
     )
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _load_strictly(
@@ -90,6 +94,17 @@ def _load_strictly(
     report.log()
 
 
+def _state_in(content: dict[str, Any]) -> dict[str, Any]:
+    """The weights in a file that has more: Detectron2's, or Detectron's of before."""
+    return next(
+        (content[key] for key in ("model", "blobs") if _is_named(content.get(key))), content
+    )
+
+
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(key, str) for key in entry)
+
+
 def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadReport:
     """Load the layers of a classifier.
 
@@ -102,7 +117,7 @@ def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadRe
         ValueError: the weights cannot be had, or do not fit.
     """
     content = read_weights(weights, key="backbone.weights", architecture=architecture)
-    content = content.get("model", content)
+    content = _state_in(content)
     report = LoadReport(f"backbone.weights={weights}")
     if "conv1_w" in content or any(".conv1.norm." in key for key in content):
         rules = names.CAFFE2_BACKBONE if "conv1_w" in content else names.DETECTRON2_BACKBONE
@@ -177,6 +192,7 @@ def _translated(
 ) -> tuple[dict[str, Tensor], list[str] | None, list[str]]:
     """A detector's weights under our names, its class names if known, and unknown keys."""
     if SPEC_KEY in content:
+        require_whole(content, report.source)
         prefix = "model."
         state = {
             key.removeprefix(prefix): value
@@ -184,8 +200,7 @@ def _translated(
             if key.startswith(prefix)
         }
         return state, content[SPEC_KEY]["class_names"], []
-    if isinstance(content.get("model"), dict):
-        content = content["model"]
+    content = _state_in(content)
     if any(key.startswith("proposal_generator.rpn_head.") for key in content):
         state, report.left_over, unknown = names.translate(content, names.DETECTRON2)
         names.background_first(state)

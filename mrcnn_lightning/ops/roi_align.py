@@ -206,7 +206,8 @@ def crop_and_resize(
         pixels, last = (size * stride)[:, None], (size - 1)[:, None]
         start, end = start[:, None] / pixels, end[:, None] / pixels
         steps = torch.arange(output_size, dtype=start.dtype, device=start.device)
-        return start * last + steps * (end - start) * last / (output_size - 1)  # (R, P)
+        step = (end - start) * last / (output_size - 1)
+        return start * last + steps * step  # (R, P)
 
     x1, y1, x2, y2 = boxes.unbind(1)
     y, x = points(y1, y2, rows.height), points(x1, x2, rows.width)

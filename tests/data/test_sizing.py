@@ -15,6 +15,7 @@ from mrcnn_lightning.data.sizing import (
     EnlargeShorterSide,
     PadToMultiple,
     ResizeShorterSide,
+    ResizeShorterSideRounded,
 )
 from mrcnn_lightning.data.transforms import Points, Sample
 from mrcnn_lightning.evaluation.coco import COCOMetric
@@ -30,6 +31,22 @@ def test_shorter_sides_are_torchvisions(size: tuple[int, int]) -> None:
     expected = tv_functional.resize(image, [800], max_size=1333)
     resize = ResizeShorterSide(min_size=800, max_size=1333)
     assert resize.size(size) == tuple(expected.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),  # 1066.67
+        ((427, 640), (800, 1199)),  # 1199.06
+        ((333, 333), (800, 800)),
+        ((300, 900), (444, 1333)),  # 444.33
+        ((1000, 7), (1333, 9)),  # 9.33
+    ],
+)
+def test_shorter_sides_are_detectron2s(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    resize = ResizeShorterSideRounded(min_size=800, max_size=1333)
+    assert resize.size(size) == expected
+    assert resize.size((size[1], size[0])) == (expected[1], expected[0])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +70,7 @@ def test_enlarging(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resize.size((size[1], size[0])) == (expected[1], expected[0])
 
 
-@pytest.mark.parametrize("kind", [ResizeShorterSide, EnlargeShorterSide])
+@pytest.mark.parametrize("kind", [ResizeShorterSide, ResizeShorterSideRounded, EnlargeShorterSide])
 def test_points_are_resized_with_their_image(kind: Any) -> None:
     resize = kind(min_size=60, max_size=100)
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
@@ -66,6 +83,8 @@ def test_points_are_resized_with_their_image(kind: Any) -> None:
 
 
 def test_padding_to_whole_multiples() -> None:
+    with pytest.raises(ValueError, match="data.canvas.multiple=0 is less than 1"):
+        PadToMultiple(multiple=0)
     sizes = torch.tensor([[1, 32], [33, 64], [800, 1333]])
     canvas = PadToMultiple(multiple=32)
     assert canvas.size(sizes).tolist() == [[32, 32], [64, 64], [800, 1344]]

@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mrcnn_lightning.cli import app
 from mrcnn_lightning.data.sizing import PadToMultiple, ResizeShorterSide
 from mrcnn_lightning.inference.checkpoint import load_checkpoint, require_own_parts
 
@@ -76,6 +78,9 @@ def test_targets_in_lists_are_looked_at() -> None:
         {"${oc.create:{_target_:builtins.print}}": 1},
         {"_target_": "mrcnn_lightning.models.rpn.Anchors", "_args_": [1]},
         {"deep": [{"text": "a${oc.env:HOME}"}]},
+        {"deep": ({"_target_": "builtins.print"}, 1)},
+        {"deep": {1, 2}},
+        {"deep": torch.Size([1])},
     ],
 )
 def test_texts_that_hydra_would_run_are_refused(
@@ -88,7 +93,19 @@ def test_texts_that_hydra_would_run_are_refused(
         load_checkpoint(tmp_path / "evil.ckpt")
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    spec, key = content["mrcnn_lightning"], "model.rpn.deltas.bias"
+    for odd, message in [
+        ({"mrcnn_lightning": {}}, "odd.ckpt is no whole checkpoint .* names no classes"),
+        ({"mrcnn_lightning": spec}, "odd.ckpt is no whole checkpoint .* has no weights"),
+        (content | {"state_dict": {key: "x"}}, "odd.ckpt is no whole .* has no weights"),
+        (content | {"state_dict": {key: torch.zeros(3)}}, "odd.ckpt does not fit the model"),
+    ]:
+        torch.save(odd, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(tmp_path / "odd.ckpt")
+        assert CliRunner().invoke(app, ["info", str(tmp_path / "odd.ckpt")]).exit_code == 1
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other.ckpt is no checkpoint of this project"):
         load_checkpoint(tmp_path / "other.ckpt")

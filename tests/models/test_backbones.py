@@ -8,12 +8,16 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.backbones import Backbone, torchvision_features
 from mrcnn_lightning.models.backbones import timm as timm_backbone
+from mrcnn_lightning.models.pixels import Pixels
 from mrcnn_lightning.models.resnets import resnet
+
+PIXELS = Pixels(channel_order="RGB", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
 def build(depth: int = 18, **changes: object) -> Backbone:
     arguments = {
         "depth": depth,
+        "pixels": PIXELS,
         "width": 64,
         "groups": 1,
         "width_per_group": 64,
@@ -98,8 +102,9 @@ def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
     torch.save(peer.state_dict(), tmp_path / "weights.pth")
     backbone = torchvision_features(
         name=name,
+        pixels=PIXELS,
         norm=norm,
-        norm_eps=1e-5,
+        norm_eps=None if norm is None else 1e-5,
         outputs=outputs,
         trainable_stages=3,
         weights=str(tmp_path / "weights.pth"),
@@ -127,6 +132,7 @@ def test_timms_features_are_timms(name: str, tmp_path: Path) -> None:
     indices = [0, 1, 2, 3] if name != "resnet18" else [1, 2, 3, 4]
     backbone = timm_backbone(
         name=name,
+        pixels=PIXELS,
         out_indices=indices,
         trainable_stages=2,
         weights=str(tmp_path / "weights.pth"),
@@ -150,11 +156,20 @@ def test_timm_without_network_and_unknown_names(monkeypatch: pytest.MonkeyPatch)
         raise OSError("no address for this host")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
-    common = {"out_indices": [1, 2, 3, 4], "trainable_stages": 3}
+    common = {"pixels": PIXELS, "out_indices": [1, 2, 3, 4], "trainable_stages": 3}
     with pytest.raises(ValueError, match="backbone.name=resnet999 .*timm cannot make it"):
         timm_backbone(name="resnet999", weights=None, **common)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="backbone.weights=pretrained: timm cannot make it"):
         timm_backbone(name="resnet18", weights="pretrained", **common)  # type: ignore[arg-type]
+
+
+def test_timms_own_weights_want_their_own_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
+    backbone = {"out_indices": [1, 2, 3, 4], "trainable_stages": 3, "weights": "pretrained"}
+    timm_backbone(name="resnet18", pixels=PIXELS, **backbone)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"trained with backbone.pixels.mean=\[127.5, 127.5,"):
+        timm_backbone(name="resnetv2_50x1_bit", pixels=PIXELS, **backbone)  # type: ignore[arg-type]
 
 
 def test_forms_of_a_resnet() -> None:
@@ -182,7 +197,8 @@ def test_the_last_stage_may_be_for_rois() -> None:
     (feature,) = backbone(torch.randn(1, 3, 64, 96))
     assert feature.shape == (1, 1024, 4, 6)
     pooled = torch.randn(3, 1024, 14, 14)
-    assert backbone.roi_stage(pooled).shape == (3, backbone.roi_channels, 7, 7)
+    assert backbone.roi_stage is not None and backbone.roi_stage.out_channels == 2048
+    assert backbone.roi_stage(pooled).shape == (3, 2048, 7, 7) and backbone.roi_stage.size(14) == 7
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert build(18, outputs=["layer2"]).body.__len__() == 6  # what comes after is left out
 

@@ -445,13 +445,14 @@ def test_imagenet_files_of_caffe2(tmp_path: Path) -> None:
             branch = "1" if parts[2] == "downsample" else branches[f"conv{parts[2][-1]}"]
             name = f"res{stage}_{block}_branch{branch}_{f'bn_{kind}' if is_norm else 'w'}"
         arrays[name] = value.numpy()
+    arrays["conv1_b"] = np.zeros(64)  # which Detectron2 leaves out
     arrays |= {"fc1000_w": np.zeros((1000, 2048)), "fc1000_b": np.zeros(1000)}
     folded = {key: value for key, value in arrays.items() if not key.endswith(("_rm", "_riv"))}
-    for name, content in (("R-50", arrays), ("folded", folded)):
+    for name, content in (("R-50", {"blobs": arrays}), ("folded", folded)):
         (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content, protocol=2))
         body = build(50, norm="frozen_bn", form="caffe").body
         report = load_backbone(body, str(tmp_path / f"{name}.pkl"), architecture="resnet50")
-        assert sorted(report.left_over) == ["fc1000_b", "fc1000_w"]
+        assert sorted(report.left_over) == ["conv1_b", "fc1000_b", "fc1000_w"]
         state = peer.state_dict()
         assert all(
             torch.equal(value, state[key])

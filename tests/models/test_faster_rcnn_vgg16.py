@@ -136,7 +136,8 @@ def test_row_by_row(model: Detector) -> None:
         0.9,
         0.0005,
     )
-    assert cfg.model.pixel_mean == [123.675, 116.28, 103.53] and cfg.model.channel_order == "RGB"
+    assert cfg.backbone.pixels.mean == [123.675, 116.28, 103.53]
+    assert cfg.backbone.pixels.channel_order == "RGB"
 
 
 def test_boxes_under_16_pixels_are_dropped(model: Detector) -> None:

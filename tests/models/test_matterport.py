@@ -434,6 +434,9 @@ def test_roi_targets_over_seeds(model: Detector) -> None:
         assert num == min(66, int(positive.sum()))
         background = int((rois.valid & (rois.labels == 0)).sum())
         assert background == min(int(num / 0.33 - num), int(negative.sum()))
+        used = rois.boxes[0, rois.valid[0]]
+        if len(used):  # the others repeat them, so that batch norms see nothing else
+            assert torch.equal(rois.boxes[0], used[torch.arange(200) % len(used)])
         kept = rois.boxes[0, rois.valid[0] & (rois.labels[0] == 0)]
         assert (torchvision.ops.box_iou(targets.boxes[0], kept)[2] < 0.001).all()
         if near == 150:

@@ -103,11 +103,20 @@ def test_norms_everywhere(norm: str) -> None:
         "model.mask_head.rows=classes_and_background",
         "model/box_head=cascade",
         "model.box_head.pooler.sampling_ratio=0",
+        "model/box_loss@model.box_head.box_loss=giou",
+        "model/box_loss@model.rpn.box_loss=giou",
+        "model/box_loss@model.rpn.box_loss=l1",
     ],
 )
 def test_variants(override: str) -> None:
     slim = ["backbone=resnet18", "backbone.width=16", "model.neck.out_channels=32", *FEW]
     train_a_step_and_predict(build_model(*slim, override))
+
+
+@pytest.mark.parametrize("head", ["two_fc", "convs_fc", "cascade"])
+def test_heads_after_the_stage_for_rois(head: str) -> None:
+    slim = ["model=mask_rcnn_d2_c4", "backbone.width=16", "model.box_head.pooler.output_size=14"]
+    train_a_step_and_predict(build_model(*slim, *FEW, f"model/box_head={head}"))
 
 
 def test_unknown_layers_rows_and_networks_are_named() -> None:
@@ -121,7 +130,13 @@ def test_unknown_layers_rows_and_networks_are_named() -> None:
         (["backbone=swin_t", "backbone.norm=bn"], "swin_t has norms of its own, .*norm=null"),
         (["backbone.form=keras"], "backbone.form=keras is not one of torchvision, caffe"),
         (["backbone=resnet18", "backbone.groups=32"], "has no bottlenecks"),
-        (["model.channel_order=GBR"], "model.channel_order=GBR is neither RGB nor BGR"),
+        (["backbone.pixels.channel_order=GBR"], "backbone.pixels.channel_order=GBR is not RGB"),
+        (["model.rpn.logits_per_anchor=3"], "model.rpn.logits_per_anchor=3 .* 1 or 2 logits"),
+        (["model.rpn.anchors.sizes=[[],[],[],[],[]]"], "at least one of them"),
+        (["model.rpn.box_loss.mean_over=all"], "mean_over=all is not one of sampled, positives"),
+        (["model.mask_head.trunk.num=-1"], "trunk.num=-1 convolutions: give 0 or more"),
+        (["model.roi_sampler.positive_fraction=2"], "positive_fraction=2: give at least one RoI"),
+        (["backbone=vgg16", "backbone.norm_eps=1e-3"], "a network's own has its own"),
     ]:
         with pytest.raises(Exception, match=message):
             build_model(*overrides)

@@ -158,9 +158,18 @@ def test_files_that_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="is damaged"):
         read_file(path)
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="holds a list"):
+    path.write_text("weights")
+    with pytest.raises(ValueError, match=r"is damaged, .* because they could run code$"):
         read_file(path)
+    for content in ([1, 2], {1: torch.zeros(1)}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"holds a (list|dict), not weights by name"):
+            read_file(path)
+    torch.save({"conv1.weight": "x"}, path)
+    with pytest.raises(
+        ValueError, match=r"of another shape \(conv1.weight str for \(64, 3, 7, 7\)"
+    ):
+        build(18, weights=str(path))
     torch.save({"weight": Malicious()}, path)
     with pytest.raises(ValueError, match="could run code"):
         read_file(path)
@@ -182,9 +191,22 @@ def test_a_pickle_of_arrays_is_read_and_one_of_code_is_not(
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="is damaged"):
         read_file(path)
+    # Called by the file, numpy.ndarray would take any bytes for addresses of objects.
+    for dtype in ("O", "V8", "f8,O"):
+        path.write_bytes(
+            b"\x80\x03cnumpy\nndarray\nK\x01\x85cnumpy\ndtype\n"
+            + b"X" + len(dtype).to_bytes(4, "little") + dtype.encode()
+            + b"\x85RC\x08AAAAAAAA\x87R."
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=r"could run code: numpy.dtype\('"):
+            read_file(path)
+    # Nor can it change what it may name: setattr(numpy.ndarray, "a", 1).
+    path.write_bytes(b"\x80\x02cnumpy\nndarray\nN}X\x01\x00\x00\x00aK\x01s\x86b.")
+    with pytest.raises(ValueError, match="is damaged, or holds objects other than arrays"):
+        read_file(path)
     for trick in (Malicious(), np.array([Malicious()], dtype=object)):
         path.write_bytes(pickle.dumps({"model": {"weight": trick}}, protocol=2))
-        with pytest.raises(ValueError, match="could run code: builtins.print|__builtin__"):
+        with pytest.raises(ValueError, match="could run code: (builtins|__builtin__|numpy.dtype)"):
             read_file(path)
     assert "this code was run" not in capsys.readouterr().out
 
@@ -278,6 +300,13 @@ def test_weights_of_an_address_are_fetched_once_and_checked(server: str, tmp_pat
     (tmp_path / "www" / "model_final_000000.pkl").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="should have a md5 of 000000"):
         load_detector(build_model(), f"{server}/model_final_000000.pkl")
+    # A download that was cut off is not kept, even where there is no hash to tell.
+    cut, whole = tmp_path / "www" / "cut.pth", file.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut.pth is damaged .* the next try fetches it anew"):
+        build(18, weights=f"{server}/cut.pth")
+    cut.write_bytes(whole)
+    build(18, weights=f"{server}/cut.pth")
     with pytest.raises(
         ValueError, match=r"cannot download backbone.weights=.*404.*fetch that file"
     ):

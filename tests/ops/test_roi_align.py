@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
 from mrcnn_lightning.models.poolers import CropAndResize, RoIAlign, RoIPool
-from mrcnn_lightning.ops.roi_align import assign_levels
+from mrcnn_lightning.ops.roi_align import assign_levels, crop_and_resize
 
 STRIDES = (4, 8, 16, 32)
 IMAGE = (192, 256)
@@ -213,6 +214,20 @@ def test_crop_and_resize_is_grid_sample_with_zeros_outside() -> None:
         wanted = torch.autograd.grad(torch.stack(expected).square().sum(), features)
         for gradient, want in zip(gradients, wanted, strict=True):
             torch.testing.assert_close(gradient, want, rtol=0, atol=1e-10)
+
+
+def test_samples_at_the_edge_are_rounded_as_in_tensorflow() -> None:
+    """A box that ends where the image does: its last sample is on the last cell or just off it."""
+    ends = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    boxes = torch.stack([torch.zeros(2000), ends * 900, torch.ones(2000) * 500, ends * 0 + 1024], 1)
+    feature, size = torch.ones(1, 1, 32, 32), 7
+    image_index = level_index = torch.zeros(2000, dtype=torch.int64)
+    pooled = crop_and_resize([feature], [32], boxes, image_index, level_index, output_size=size)
+    start = (boxes[:, 1] / 1024).numpy()
+    scale = (np.float32(1) - start) * np.float32(31) / np.float32(size - 1)
+    last = start * np.float32(31) + np.float32(size - 1) * scale
+    assert 0 < (last > 31).sum() < 2000
+    assert torch.equal(pooled[:, 0, -1, 0] == 0, torch.from_numpy(last > 31))
 
 
 def test_roi_pool_is_the_largest_value_of_each_bin() -> None:

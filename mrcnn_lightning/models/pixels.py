@@ -1,0 +1,50 @@
+"""What a backbone's weights expect of an image's numbers.
+
+B images.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+class Pixels:
+    """The order of channels, and their mean and deviation.
+
+    Args:
+        channel_order: RGB, or BGR for weights of Caffe's models.
+        mean: of the channels in their order, in 0..255, subtracted.
+        std: of the channels, divided by.
+
+    Raises:
+        ValueError: there is no such order.
+    """
+
+    def __init__(
+        self, *, channel_order: Literal["RGB", "BGR"], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        if channel_order not in ("RGB", "BGR"):
+            raise ValueError(f"backbone.pixels.channel_order={channel_order} is not RGB or BGR")
+        self.channel_order = channel_order
+        self.mean = mean
+        self.std = std
+        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def normalize(self, images: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """Images (B, 3, H, W) in RGB and 0..255 as the backbone wants them, in a `dtype`."""
+        mean, std = self._constants(images.device, dtype)
+        images = images.flip(1) if self.channel_order == "BGR" else images
+        return (images.to(dtype) - mean) / std
+
+    @torch.inference_mode(False)
+    def _constants(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Mean and deviation (2, 3, 1, 1), copied to the device once.
+
+        Not float32 buffers, so that a model in float64 has them exactly.
+        """
+        if (device, dtype) not in self._on_device:
+            constants = torch.tensor([self.mean, self.std], dtype=dtype)[..., None, None]
+            self._on_device[device, dtype] = constants.to(device)
+        return self._on_device[device, dtype]
