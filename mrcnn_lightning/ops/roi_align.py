@@ -201,13 +201,13 @@ def crop_and_resize(
     stride = _by_level(strides, level_index)
 
     def points(start: Tensor, end: Tensor, size: Tensor) -> Tensor:
-        # A box often ends at the very edge, where rounding decides: the steps are in TensorFlow's
-        # order.
-        pixels, last = (size * stride)[:, None], (size - 1)[:, None]
+        pixels, last = (size * stride)[:, None], (size - 1)[:, None].to(start.dtype)
         start, end = start[:, None] / pixels, end[:, None] / pixels
         steps = torch.arange(output_size, dtype=start.dtype, device=start.device)
-        step = (end - start) * last / (output_size - 1)
-        return start * last + steps * step  # (R, P)
+        along = start * last + steps * (end - start) * last / (output_size - 1)  # (R, P)
+        # A box often ends at the very edge: rounding must not put its last sample off the map.
+        hair = 8 * torch.finfo(along.dtype).eps * last
+        return torch.where((along > last) & (along <= last + hair), last, along)
 
     x1, y1, x2, y2 = boxes.unbind(1)
     y, x = points(y1, y2, rows.height), points(x1, x2, rows.width)

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -216,18 +215,19 @@ def test_crop_and_resize_is_grid_sample_with_zeros_outside() -> None:
             torch.testing.assert_close(gradient, want, rtol=0, atol=1e-10)
 
 
-def test_samples_at_the_edge_are_rounded_as_in_tensorflow() -> None:
-    """A box that ends where the image does: its last sample is on the last cell or just off it."""
-    ends = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    boxes = torch.stack([torch.zeros(2000), ends * 900, torch.ones(2000) * 500, ends * 0 + 1024], 1)
-    feature, size = torch.ones(1, 1, 32, 32), 7
-    image_index = level_index = torch.zeros(2000, dtype=torch.int64)
-    pooled = crop_and_resize([feature], [32], boxes, image_index, level_index, output_size=size)
-    start = (boxes[:, 1] / 1024).numpy()
-    scale = (np.float32(1) - start) * np.float32(31) / np.float32(size - 1)
-    last = start * np.float32(31) + np.float32(size - 1) * scale
-    assert 0 < (last > 31).sum() < 2000
-    assert torch.equal(pooled[:, 0, -1, 0] == 0, torch.from_numpy(last > 31))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_box_that_ends_where_the_image_does_has_its_last_samples(dtype: torch.dtype) -> None:
+    """Rounding would put some of these on a cell 31.000002, which is off the map and zero."""
+    starts = torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=dtype) * 900
+    ends = torch.full_like(starts, 1024)
+    boxes = torch.stack([starts, starts, ends, ends], dim=1)
+    feature = torch.ones(1, 1, 32, 32, dtype=dtype)
+    index = torch.zeros(2000, dtype=torch.int64)
+    for size in (7, 14):
+        pooled = crop_and_resize([feature], [32], boxes, index, index, output_size=size)
+        torch.testing.assert_close(pooled, torch.ones_like(pooled))
+        beyond = crop_and_resize([feature], [32], boxes + 1, index, index, output_size=size)
+        assert not beyond[:, :, -1].any() and not beyond[..., -1].any()
 
 
 def test_roi_pool_is_the_largest_value_of_each_bin() -> None:
