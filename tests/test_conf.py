@@ -14,6 +14,7 @@ from tests.conftest import compose
 # Arguments that a part gets from whoever completes it.
 HEAD = {"strides", "num_classes", "roi_stage"}
 MASKS = {"masks", "frames", "boxes", "size"}
+SIZE = {"size", "min_size", "max_size"}
 COMPLETED = {
     "FPN": {"in_channels", "strides"},
     "SingleLevel": {"in_channels", "strides"},
@@ -34,6 +35,9 @@ COMPLETED = {
     "cropped_mask_targets": MASKS,
     "resized_crops": MASKS - {"frames"},
     "sampled_crops": MASKS - {"frames"},
+    "shorter_side": SIZE,
+    "shorter_side_rounded": SIZE,
+    "enlarged": SIZE,
     "Detector": {"class_names"},
     "DetectionTask": {"class_names", "category_ids", "spec"},
     "multistep": {"optimizer", "total_steps"},
@@ -47,9 +51,11 @@ def options(group: str) -> list[str]:
 
 CHOICES = [
     *(f"backbone={name}" for name in options("backbone")),
+    *(f"backbone/pixels={name}" for name in options("backbone/pixels")),
     *(f"model={name}" for name in options("model")),
     *(f"model/neck={name}" for name in options("model/neck")),
     *(f"model/box_head={name}" for name in options("model/box_head") if name != "roi_pool"),
+    *(f"model/box_loss@model.rpn.box_loss={name}" for name in options("model/box_loss")),
     *(f"model/mask_head={name}" for name in options("model/mask_head")),
     *(f"data={name}" for name in options("data")),
     *(f"data/canvas={name}" for name in options("data/canvas")),

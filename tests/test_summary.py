@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mrcnn_lightning.data.sizing import (
     Canvas,
     CentredSquare,
-    EnlargeShorterSide,
     PadToMultiple,
     Resize,
-    ResizeShorterSide,
+    enlarged,
+    shorter_side,
 )
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.summary import Part, Summary, render, summarize
@@ -25,7 +25,7 @@ from tests.conftest import build_model, compose
 NAMES_90 = [str(label) for label in range(1, 91)]
 NAMES_80 = NAMES_90[:80]
 SLIM = ("backbone=resnet18", "backbone.norm=bn", "backbone.width=8", "model.neck.out_channels=16")
-SMALL = ResizeShorterSide(min_size=64, max_size=96)
+SMALL = Resize(rule=shorter_side, min_size=64, max_size=96)
 
 
 def summary_of(
@@ -90,7 +90,7 @@ def test_multiply_adds_are_torchvisions_part_by_part() -> None:
     _, mask = multiply_adds(heads.mask_predictor, hidden)
 
     summary = summary_of(
-        class_names=NAMES_80, resize=ResizeShorterSide(min_size=800, max_size=1333)
+        class_names=NAMES_80, resize=Resize(rule=shorter_side, min_size=800, max_size=1333)
     )
     assert summary.canvas_size == (800, 1344)
     ours = {name: part.multiply_adds for name, part in parts_of(summary).items()}
@@ -139,19 +139,19 @@ def test_trainable_are_those_that_an_optimizer_gets() -> None:
     ("resize", "canvas", "image_size", "canvas_size"),
     [
         (
-            ResizeShorterSide(min_size=800, max_size=1333),
+            Resize(rule=shorter_side, min_size=800, max_size=1333),
             PadToMultiple(multiple=32),
             (800, 1333),
             (800, 1344),
         ),
         (
-            ResizeShorterSide(min_size=600, max_size=1000),
+            Resize(rule=shorter_side, min_size=600, max_size=1000),
             PadToMultiple(multiple=1),
             (600, 1000),
             (600, 1000),
         ),
         (
-            EnlargeShorterSide(min_size=800, max_size=1024),
+            Resize(rule=enlarged, min_size=800, max_size=1024),
             CentredSquare(side=1024),
             (800, 1024),
             (1024, 1024),

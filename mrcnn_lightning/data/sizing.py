@@ -3,22 +3,12 @@
 B images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
-
-
-class Resize(Protocol):
-    """Resizes images and their points."""
-
-    def __call__(self, *parts: Tensor) -> Any:
-        """An image (3, H, W), or an image and its points."""
-
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image that had this height and width."""
 
 
 class Canvas(Protocol):
@@ -31,87 +21,67 @@ class Canvas(Protocol):
         """Where on a canvas (2,) the left upper corners x, y of images of sizes (B, 2) are."""
 
 
-class ResizeShorterSide:
-    """Makes the shorter side of an image `min_size`, and cuts the longer to whole pixels.
-
-    As torchvision does: 480 x 640 becomes 800 x 1066.
+class Resize:
+    """Resizes images, and their points with them.
 
     Args:
+        rule: of the new height and width, one of the functions below.
         min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
         max_size: the longest side.
     """
 
-    def __init__(self, *, min_size: int, max_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        rule: Callable[[tuple[int, int], int, int], tuple[int, int]],
+        min_size: int,
+        max_size: int,
+    ) -> None:
+        self.rule = rule
         self.min_size = min_size
         self.max_size = max_size
 
     def __call__(self, *parts: Tensor) -> Any:
         """An image (3, H, W), or an image and its points."""
-        return _resized(parts, self)
+        size = self.size((parts[0].shape[1], parts[0].shape[2]))
+        resized = tuple(tv_functional.resize(part, list(size)) for part in parts)
+        return resized if len(resized) > 1 else resized[0]
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of an image that had this height and width."""
-        short, long = min(size), max(size)
-        new_short, new_long = self.min_size, int(self.min_size * long / short)
-        if new_long > self.max_size:
-            new_short, new_long = max(1, int(self.max_size * short / long)), self.max_size
-        return (new_short, new_long) if size[0] <= size[1] else (new_long, new_short)
+        return self.rule(size, self.min_size, self.max_size)
 
 
-class ResizeShorterSideRounded:
-    """Makes the shorter side of an image `min_size`, and rounds the longer to whole pixels.
+def shorter_side(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """The shorter side becomes `min_size`, the longer is cut to whole pixels (torchvision).
 
-    As Detectron2 does: 480 x 640 becomes 800 x 1067.
-
-    Args:
-        min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
-        max_size: the longest side.
+    480 x 640 becomes 800 x 1066.
     """
-
-    def __init__(self, *, min_size: int, max_size: int) -> None:
-        self.min_size = min_size
-        self.max_size = max_size
-
-    def __call__(self, *parts: Tensor) -> Any:
-        """An image (3, H, W), or an image and its points."""
-        return _resized(parts, self)
-
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image that had this height and width."""
-        scale = min(self.min_size / min(size), self.max_size / max(size))
-        return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+    short, long = min(size), max(size)
+    new_short, new_long = min_size, int(min_size * long / short)
+    if new_long > max_size:
+        new_short, new_long = max(1, int(max_size * short / long)), max_size
+    return (new_short, new_long) if size[0] <= size[1] else (new_long, new_short)
 
 
-class EnlargeShorterSide:
-    """Enlarges an image until its shorter side is `min_size`, as Matterport's Mask R-CNN does.
+def shorter_side_rounded(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """The shorter side becomes `min_size`, the longer is rounded to whole pixels (Detectron2).
 
-    A larger image stays as it is; one with a side over `max_size` shrinks to that.
-
-    Args:
-        min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
-        max_size: the longest side.
+    480 x 640 becomes 800 x 1067.
     """
-
-    def __init__(self, *, min_size: int, max_size: int) -> None:
-        self.min_size = min_size
-        self.max_size = max_size
-
-    def __call__(self, *parts: Tensor) -> Any:
-        """An image (3, H, W), or an image and its points."""
-        return _resized(parts, self)
-
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image that had this height and width."""
-        scale = max(1.0, self.min_size / min(size))
-        if round(max(size) * scale) > self.max_size:
-            scale = self.max_size / max(size)
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    scale = min(min_size / min(size), max_size / max(size))
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
-def _resized(parts: Sequence[Tensor], resize: Resize) -> Any:
-    size = resize.size((parts[0].shape[1], parts[0].shape[2]))
-    resized = tuple(tv_functional.resize(part, list(size)) for part in parts)
-    return resized if len(resized) > 1 else resized[0]
+def enlarged(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """The shorter side grows to `min_size`; larger images keep their size (reference model A).
+
+    One with a side over `max_size` shrinks to that.
+    """
+    scale = max(1.0, min_size / min(size))
+    if round(max(size) * scale) > max_size:
+        scale = max_size / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 class PadToMultiple:

@@ -12,10 +12,11 @@ from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.sizing import (
     Canvas,
     CentredSquare,
-    EnlargeShorterSide,
     PadToMultiple,
-    ResizeShorterSide,
-    ResizeShorterSideRounded,
+    Resize,
+    enlarged,
+    shorter_side,
+    shorter_side_rounded,
 )
 from mrcnn_lightning.data.transforms import Points, Sample
 from mrcnn_lightning.evaluation.coco import COCOMetric
@@ -29,7 +30,7 @@ from mrcnn_lightning.training.callbacks import _picture
 def test_shorter_sides_are_torchvisions(size: tuple[int, int]) -> None:
     image = torch.zeros(1, *size, dtype=torch.uint8)
     expected = tv_functional.resize(image, [800], max_size=1333)
-    resize = ResizeShorterSide(min_size=800, max_size=1333)
+    resize = Resize(rule=shorter_side, min_size=800, max_size=1333)
     assert resize.size(size) == tuple(expected.shape[1:])
 
 
@@ -44,7 +45,7 @@ def test_shorter_sides_are_torchvisions(size: tuple[int, int]) -> None:
     ],
 )
 def test_shorter_sides_are_detectron2s(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    resize = ResizeShorterSideRounded(min_size=800, max_size=1333)
+    resize = Resize(rule=shorter_side_rounded, min_size=800, max_size=1333)
     assert resize.size(size) == expected
     assert resize.size((size[1], size[0])) == (expected[1], expected[0])
 
@@ -65,14 +66,14 @@ def test_shorter_sides_are_detectron2s(size: tuple[int, int], expected: tuple[in
     ],
 )
 def test_enlarging(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    resize = EnlargeShorterSide(min_size=800, max_size=1024)
+    resize = Resize(rule=enlarged, min_size=800, max_size=1024)
     assert resize.size(size) == expected
     assert resize.size((size[1], size[0])) == (expected[1], expected[0])
 
 
-@pytest.mark.parametrize("kind", [ResizeShorterSide, ResizeShorterSideRounded, EnlargeShorterSide])
-def test_points_are_resized_with_their_image(kind: Any) -> None:
-    resize = kind(min_size=60, max_size=100)
+@pytest.mark.parametrize("rule", [shorter_side, shorter_side_rounded, enlarged])
+def test_points_are_resized_with_their_image(rule: Any) -> None:
+    resize = Resize(rule=rule, min_size=60, max_size=100)
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     points = Points(torch.tensor([[0.0, 0], [30, 20], [7.5, 10]]), canvas_size=(20, 30))
     resized, moved = resize(image, points)
@@ -153,7 +154,7 @@ def enlarged_batches(root: Path, cache: Path, *, canvas: Canvas) -> list[Batch]:
     dataset = COCODataset(
         Annotations.load(root / "annotations" / "instances_val.json", cache_dir=cache),
         folder=root / "val",
-        transform=EnlargeShorterSide(min_size=96, max_size=96),
+        transform=Resize(rule=enlarged, min_size=96, max_size=96),
         mini_mask_size=28,
         skip_empty=False,
         max_objects=None,
@@ -213,7 +214,7 @@ def test_a_set_of_large_images_fits_a_square(tmp_path: Path) -> None:
     dataset = COCODataset(
         Annotations.load(tmp_path / "a.json", cache_dir=tmp_path),
         folder=tmp_path,
-        transform=EnlargeShorterSide(min_size=50, max_size=65),
+        transform=Resize(rule=enlarged, min_size=50, max_size=65),
         mini_mask_size=28,
         skip_empty=False,
         max_objects=3,

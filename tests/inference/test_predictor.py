@@ -8,10 +8,10 @@ from PIL import Image
 from mrcnn_lightning.data.sizing import (
     Canvas,
     CentredSquare,
-    EnlargeShorterSide,
     PadToMultiple,
     Resize,
-    ResizeShorterSide,
+    enlarged,
+    shorter_side,
 )
 from mrcnn_lightning.inference import Predictor
 from mrcnn_lightning.ops.masks import decode_masks, resized_crops
@@ -75,8 +75,8 @@ class LeftUpperQuarter(torch.nn.Module):
 @pytest.mark.parametrize(
     ("resize", "canvas"),
     [
-        (ResizeShorterSide(min_size=64, max_size=128), PadToMultiple(multiple=32)),
-        (EnlargeShorterSide(min_size=64, max_size=128), CentredSquare(side=160)),
+        (Resize(rule=shorter_side, min_size=64, max_size=128), PadToMultiple(multiple=32)),
+        (Resize(rule=enlarged, min_size=64, max_size=128), CentredSquare(side=160)),
     ],
 )
 @pytest.mark.parametrize("size", [(100, 230), (64, 64), (30, 40), (333, 50)])

@@ -309,7 +309,7 @@ def test_key_map_is_complete_and_one_to_one(depth: int) -> None:
 
 def test_input(model: Detector) -> None:
     data = compose("model=matterport").data
-    assert data.resize._target_.endswith("EnlargeShorterSide")
+    assert data.resize.rule._target_.endswith("sizing.enlarged")
     assert (data.resize.min_size, data.resize.max_size) == (800, 1024)
     assert (data.canvas.side, data.mini_mask_size, data.max_objects) == (1024, 56, 100)
     assert data.skip_empty and data.boxes_from_masks
