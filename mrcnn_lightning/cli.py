@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import hydra
 import typer
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrcnn_lightning import run
 from mrcnn_lightning.data.download import download_coco as download
-from mrcnn_lightning.errors import USER_ERRORS
+from mrcnn_lightning.errors import USER_ERRORS, sentence
 from mrcnn_lightning.inference.checkpoint import load_checkpoint
 from mrcnn_lightning.inference.predictor import Prediction, Predictor
 from mrcnn_lightning.models.detector import Detector
@@ -60,7 +60,7 @@ def predict(
         files = list(_files(photos))
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
     except (*USER_ERRORS, HydraException) as error:
-        raise _fail(_sentence(error)) from error
+        raise _fail(sentence(error)) from error
     shown_score = predictor.show_score if min_score is None else min_score
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def info(
     try:
         summary = summarize(*_model(model, classes))
     except (*USER_ERRORS, HydraException) as error:
-        raise _fail(_sentence(error)) from error
+        raise _fail(sentence(error)) from error
     Console(highlight=False).print(*render(summary), sep="\n")
 
 
@@ -147,15 +147,6 @@ def _is_file(word: str) -> bool:
         return Path(word).is_file()
     except OSError:  # an override may be longer than a file's name
         return False
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"{first}; there are {', '.join(error.options)}"
-    return first
 
 
 def _files(photos: list[Path]) -> Iterator[Path]:

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import (
+    CompactHydraException,
+    InstantiationException,
+    MissingConfigException,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 USER_ERRORS = (
     ValueError,
@@ -52,15 +56,37 @@ def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
             raise
         file = Path(folder, "error.txt")
         file.write_text(traceback.format_exc())
-        print(f"error: {_sentence(error)}\n(details: {file})", file=sys.stderr)
+        print(f"error: {sentence(error)}\n(details: {file})", file=sys.stderr)
         if in_sweep:
             raise CompactHydraException(f"this job failed, see {file}") from None
         sys.exit(1)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What went wrong, and the remedy where the library that raised it has none to offer."""
+    option = _unknown_option(error)
+    if option is not None:
+        return option
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # A data worker's error has its traceback in the message; the last line is the error.
-    return lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    line = lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{line}; there are {', '.join(error.options)}"
+    if isinstance(error, InterpolationKeyError):
+        return f"{line}: what is chosen there has no such key, set the values that refer to it"
+    return line
+
+
+def _unknown_option(error: BaseException) -> str | None:
+    """A part got an option that it does not have, which is often another part's of its group."""
+    message = str(error)
+    option = re.search(r"unexpected keyword argument '(\w+)'", message)
+    place = re.search(r"^full_key: (\S+)", message, re.MULTILINE)
+    if option is None or place is None:
+        return None
+    return (
+        f"{place[1]} has the option {option[1]}, which the part chosen there does not know: leave "
+        "it out, or choose a part that has it"
+    )

@@ -152,6 +152,8 @@ def test_info_of_overrides() -> None:
         (["backbone.depth=17"], "backbone.depth=17 is not one of [18, "),
         (["shapes", "model.rpn.anchors.sizes=[[32]]"], "has 1 levels, but the neck gives 5"),
         (["shapes", "data.resize.min_size=${nope}"], "Interpolation key 'nope' not found"),
+        (["model/box_head=roi_pool"], "has no such key, set the values that refer to it"),
+        (["model=mask_rcnn_d2_c4", "backbone=swin_t"], "backbone has the option roi_layer, which"),
         (["shapes_matterport", "data.canvas.side=64"], "data.canvas.side=64 has no room"),
     ],
 )

@@ -85,7 +85,8 @@ def test_misspelt_options(run_main: Run) -> None:
 def test_options_that_a_part_does_not_have(
     fails: Callable[..., str], tiny: Callable[..., list[str]]
 ) -> None:
-    assert "unexpected keyword argument 'batchsize'" in fails(*tiny("+data.batchsize=2"))
+    message = fails(*tiny("+data.batchsize=2"))
+    assert "data has the option batchsize, which the part chosen there does not know" in message
 
 
 def test_checkpoints_that_are_not_there_or_damaged(
