@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from mrcnn_lightning.models.norms import norm_layer
+from mrcnn_lightning.models.norms import conv_norm, norm_layer
 from mrcnn_lightning.models.pixels import Pixels
 from mrcnn_lightning.models.poolers import RoIStage
 from mrcnn_lightning.models.weight_files import read_weights
@@ -64,6 +65,7 @@ class Backbone(nn.Module):
         self.pixels = pixels
         self.channels_last = channels_last
         self._chain, self._outputs = kept, outputs
+        self._together = self._pairs()
         self.out_channels: list[int] = []
         self.strides: list[int] = []
         # C4's last stage, which the body holds; None where RoIs go through none.
@@ -79,6 +81,19 @@ class Backbone(nn.Module):
         self._frozen_layers = [name for stage in frozen for name in stage if name in kept]
         for name in self._frozen_layers:
             self.body.get_submodule(name).requires_grad_(False)
+
+    def _pairs(self) -> list[list[str]]:
+        """The chain's layers, each alone, but convolutions with the norms that follow them."""
+        together: list[list[str]] = []
+        for name in self._chain:
+            layer = self.body.get_submodule(name)
+            last = self.body.get_submodule(together[-1][-1]) if together else None
+            is_norm = isinstance(layer, FrozenBatchNorm2d | nn.BatchNorm2d)
+            if is_norm and isinstance(last, nn.Conv2d) and together[-1][-1] not in self._outputs:
+                together[-1].append(name)
+            else:
+                together.append([name])
+        return together
 
     @torch.no_grad()
     def _probe(self, roi_layer: str | None) -> list[list[str]]:
@@ -108,9 +123,10 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
         maps, features = [], images
-        for name in self._chain:
-            features = self.body.get_submodule(name)(features)
-            if name in self._outputs:
+        for names in self._together:
+            layers = [self.body.get_submodule(name) for name in names]
+            features = layers[0](features) if len(layers) == 1 else conv_norm(*layers, features)  # type: ignore[arg-type]
+            if names[-1] in self._outputs:
                 maps.append(self._handed_out(features))
         return maps
 

@@ -66,8 +66,16 @@ class MaskHead(nn.Module):
     ) -> Tensor:
         """Mask logits (N, m, m) of the classes `labels` (N,) in boxes (N, 4)."""
         pooled = self.roi_stage(self.pooler(features, boxes, image_index))
-        maps = self.classifier(F.relu(self.deconv(self.trunk(pooled))))  # (N, c, m, m)
-        return maps[torch.arange(len(maps), device=maps.device), row_of(self.rows, labels)]
+        maps = F.relu(self.deconv(self.trunk(pooled)))  # (N, C, m, m)
+        return self._logits(maps, row_of(self.rows, labels))
+
+    def _logits(self, maps: Tensor, row: Tensor) -> Tensor:
+        """The classifier's maps of one row for each RoI, without those of all others."""
+        assert self.classifier.bias is not None
+        weight, bias = self.classifier.weight.flatten(1)[row], self.classifier.bias[row]
+        cells = maps.permute(0, 2, 3, 1).flatten(1, 2)  # (N, m * m, C)
+        logits = torch.baddbmm(bias[:, None, None], cells, weight[:, :, None])  # (N, m * m, 1)
+        return logits.view(len(maps), *maps.shape[2:])
 
     def loss(
         self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets

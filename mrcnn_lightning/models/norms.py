@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -44,3 +45,29 @@ def conv_norm_relu(
         nn.init.zeros_(conv.bias)
     layers = [conv, nn.ReLU(inplace=True)]
     return nn.Sequential(*(layers if norm is None else [conv, norm(out_channels), layers[1]]))
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, features: Tensor) -> Tensor:
+    """A convolution and its normalisation; fixed statistics go into the convolution's weights.
+
+    That is the same up to rounding, and spares scaling a map. A small map is scaled all the same:
+    it is less than the weights, of which training would have to keep a second copy.
+    """
+    batch_norm = isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    is_fixed = isinstance(norm, FrozenBatchNorm2d) or (batch_norm and not norm.training)
+    cells = features[:, 0].numel() // (conv.stride[0] * conv.stride[1])
+    if not is_fixed or cells < conv.weight[0].numel():
+        return norm(conv(features))
+    assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return F.conv2d(
+        features,
+        conv.weight * scale[:, None, None, None],
+        shift if conv.bias is None else shift + conv.bias * scale,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+    )

@@ -10,15 +10,42 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models import resnet as torchvision_resnet
 
 from mrcnn_lightning.models.backbones import Backbone
-from mrcnn_lightning.models.norms import NormLayer, norm_layer
+from mrcnn_lightning.models.norms import NormLayer, conv_norm, norm_layer
 from mrcnn_lightning.models.pixels import Pixels
 from mrcnn_lightning.models.weights import load_backbone
 
-Block = type[BasicBlock] | type[Bottleneck]
 Form = Literal["torchvision", "caffe", "tensorflow"]
+
+
+def _shortcut(block: nn.Module, features: Tensor) -> Tensor:
+    return features if block.downsample is None else conv_norm(*block.downsample, features)  # type: ignore[misc, arg-type]
+
+
+class BasicBlock(torchvision_resnet.BasicBlock):
+    """torchvision's block, whose fixed norms go into its convolutions."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
+        hidden = self.relu(conv_norm(self.conv1, self.bn1, features))
+        hidden = conv_norm(self.conv2, self.bn2, hidden)
+        return self.relu(hidden.add_(_shortcut(self, features)))
+
+
+class Bottleneck(torchvision_resnet.Bottleneck):
+    """torchvision's block, whose fixed norms go into its convolutions."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
+        hidden = self.relu(conv_norm(self.conv1, self.bn1, features))
+        hidden = self.relu(conv_norm(self.conv2, self.bn2, hidden))
+        hidden = conv_norm(self.conv3, self.bn3, hidden)
+        return self.relu(hidden.add_(_shortcut(self, features)))
+
+
+Block = type[BasicBlock] | type[Bottleneck]
 BLOCKS: dict[int, tuple[Block, Sequence[int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),

@@ -37,7 +37,7 @@ def _taps(points: Tensor, size: Tensor, *, reach: float) -> tuple[Tensor, Tensor
             are worth what the cell is.
 
     Returns:
-        cells (R, num, 2) int64 and weights (R, num, 2).
+        cells (R, num, 2) int32 and weights (R, num, 2).
     """
     last = (size - 1)[:, None].to(points.dtype)
     inside = (points >= -reach) & (points <= last + reach)
@@ -46,7 +46,7 @@ def _taps(points: Tensor, size: Tensor, *, reach: float) -> tuple[Tensor, Tensor
     high = torch.minimum(low + 1, last)
     upper = points - low
     weights = torch.stack([1 - upper, upper], dim=-1) * inside[..., None]
-    return torch.stack([low, high], dim=-1).to(torch.int64), weights
+    return torch.stack([low, high], dim=-1).to(torch.int32), weights
 
 
 def _by_level(values: Sequence[float], level_index: Tensor) -> Tensor:
@@ -89,7 +89,9 @@ class _Rows:
         # One bag a bin: S * 2 taps along y times S * 2 along x.
         down = (len(y), output_size, 1, num * 2, 1)
         right = (len(y), 1, output_size, 1, num * 2)
-        first, width = self.first.view(-1, 1, 1, 1, 1), self.width.view(-1, 1, 1, 1, 1)
+        first, width = (
+            each.to(torch.int32).view(-1, 1, 1, 1, 1) for each in (self.first, self.width)
+        )
         bag = (first + y_cells.view(down) * width + x_cells.view(right)).flatten(3)
         weight = (y_weight.view(down) * x_weight.view(right)).flatten(3) / num**2
         pooled = F.embedding_bag(
