@@ -17,6 +17,8 @@ from mrcnn_lightning.models.detector import Detector
 
 CONVOLUTIONS = "convolutions and matrix products"
 OTHER = "other"
+IDLE = "between operators"
+STEP = "step"
 # Operators on the host, and kernels of a GPU, that do the work that cannot be avoided.
 _OPERATORS = re.compile(
     r"aten::(mkldnn_convolution|_?convolution|convolution_backward|_slow_conv\w*|thnn_conv\w*"
@@ -80,55 +82,55 @@ def _labels(model: Any) -> Iterator[set[str]]:
 def shares(step: Callable[[], None], model: Any) -> dict[str, float]:
     """The part of a step's time, in [0, 1], that each label has.
 
-    On a GPU it is the time of kernels, on the host that of operators. What runs backwards counts
-    for what ran forwards.
+    On a GPU it is the time of kernels, on the host that of operators; the rest of the step's
+    duration is `IDLE`. What runs backwards counts for what ran forwards.
     """
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with _labels(model) as labels:
         step()
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities) as profiler, record_function(STEP):
             step()
             if on_gpu:
                 torch.cuda.synchronize()
     events = [event for event in profiler.events() if event.device_type.name == "CPU"]
-
-    def label_of(event: Any) -> str | None:
-        while event is not None:
-            if event.name in labels:
-                return str(event.name)
-            if event.name.startswith("Optimizer.step"):
-                return "optimizer"
-            event = event.cpu_parent
-        return None
-
-    forwards = {}
+    forwards: dict[int, str] = {}
     for event in events:
-        if event.sequence_nr >= 0 and not event.name.startswith("autograd::") and event.scope != 1:
-            label = label_of(event)
-            if label is not None:
-                forwards.setdefault(event.sequence_nr, label)
-
-    def label_backwards(event: Any) -> str:
-        while event is not None:
-            if event.name.startswith("autograd::engine") and event.sequence_nr in forwards:
-                return forwards[event.sequence_nr]
-            event = event.cpu_parent
-        return OTHER
-
+        label = _label_of(event, labels)
+        if label is not None and event.sequence_nr >= 0:
+            forwards.setdefault(event.sequence_nr, label)
     times: Counter[str] = Counter()
     for event in events:
-        label = label_of(event) or label_backwards(event)
+        label = _label_of(event, labels) or _label_of_forward(event, forwards) or OTHER
         if on_gpu:
             for kernel in event.kernels:
                 times[CONVOLUTIONS if _KERNELS.search(kernel.name) else label] += kernel.duration
-        elif event.name not in labels:
+        elif event.name != STEP:
             is_convolution = _OPERATORS.fullmatch(event.name)
             times[CONVOLUTIONS if is_convolution else label] += event.self_cpu_time_total
-        else:
-            times[label] += event.self_cpu_time_total
-    total = sum(times.values())
+    total = next(event.cpu_time_total for event in events if event.name == STEP)
+    times[IDLE] = total - sum(times.values())
     return {label: time / total for label, time in times.most_common()}
+
+
+def _label_of(event: Any, labels: set[str]) -> str | None:
+    """The innermost of the labels that an operator ran under."""
+    while event is not None:
+        if event.name in labels:
+            return str(event.name)
+        if event.name.startswith("Optimizer."):
+            return "optimizer"
+        event = event.cpu_parent
+    return None
+
+
+def _label_of_forward(event: Any, forwards: dict[int, str]) -> str | None:
+    """The label of the forward operator whose gradient this operator computes."""
+    while event is not None:
+        if event.name.startswith("autograd::engine"):
+            return forwards.get(event.sequence_nr)
+        event = event.cpu_parent
+    return None
 
 
 def print_breakdown(name: str, step: Callable[[], None], model: Any) -> dict[str, float]:

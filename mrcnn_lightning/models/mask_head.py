@@ -66,7 +66,7 @@ class MaskHead(nn.Module):
     ) -> Tensor:
         """Mask logits (N, m, m) of the classes `labels` (N,) in boxes (N, 4)."""
         pooled = self.roi_stage(self.pooler(features, boxes, image_index))
-        maps = F.relu(self.deconv(self.trunk(pooled)))  # (N, C, m, m)
+        maps = F.relu(self.deconv(self.trunk(pooled)), inplace=True)  # (N, C, m, m)
         return self._logits(maps, row_of(self.rows, labels))
 
     def _logits(self, maps: Tensor, row: Tensor) -> Tensor:

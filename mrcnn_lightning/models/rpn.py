@@ -84,7 +84,7 @@ class RPN(nn.Module):
         objectness, deltas = [], []
         for hidden in features:
             for conv in self.convs:
-                hidden = F.relu(conv(hidden))
+                hidden = F.relu(conv(hidden), inplace=True)
             # From (B, a * n, height, width) to the anchors' order: row, column, anchor.
             logits = self.objectness(hidden).permute(0, 2, 3, 1)
             if self.logits_per_anchor == 2:  # their softmax is the sigmoid of the difference

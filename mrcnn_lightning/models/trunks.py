@@ -32,7 +32,8 @@ class TwoFC(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) to (R, hidden)."""
-        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        hidden = F.relu(self.fc1(pooled.flatten(1)), inplace=True)
+        return F.relu(self.fc2(hidden), inplace=True)
 
 
 def _convs(
