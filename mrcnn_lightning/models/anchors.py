@@ -47,6 +47,7 @@ class Anchors:
         self.num_per_cell = per_cell.pop() * len(aspect_ratios)
         self._on_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
 
+    @torch.compiler.disable
     def __call__(
         self, features: Sequence[Tensor], strides: Sequence[int], image_size: tuple[int, int]
     ) -> Tensor:

@@ -64,6 +64,16 @@ class Detector(nn.Module):
         # Faster convolutions on CPUs and on GPUs alike; the images come in this format too.
         self.to(memory_format=torch.channels_last)
 
+    def compile_parts(self) -> None:
+        """Have `torch.compile` make kernels for what consists of layers; weights keep their names.
+
+        A part is compiled for its first size, and once more for all others.
+        """
+        for part in (self.backbone, self.neck, self.rpn, self.box_head):
+            part.compile()
+        if self.mask_head is not None:
+            self.mask_head.compile(dynamic=True)  # the number of its RoIs is another in each step
+
     def normalize(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) as the backbone wants them, with zeros outside each."""
         height, width = batch.images.shape[2:]

@@ -81,6 +81,8 @@ class RPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> RPNOutput:
         """What the network says of every anchor of a canvas of `image_size` (height, width)."""
+        # First, since `torch.compile` leaves it out: the rest is then one graph.
+        anchors = self.anchors(features, self.strides, image_size)
         objectness, deltas = [], []
         for hidden in features:
             for conv in self.convs:
@@ -92,7 +94,7 @@ class RPN(nn.Module):
             objectness.append(logits.flatten(1))
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
         return RPNOutput(
-            anchors=self.anchors(features, self.strides, image_size),
+            anchors=anchors,
             objectness=torch.cat(objectness, dim=1),
             deltas=torch.cat(deltas, dim=1),
             delta_weights=self.delta_weights,
