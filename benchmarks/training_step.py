@@ -1,7 +1,7 @@
 """A step of training Mask R-CNN (ResNet-50-FPN): this project against torchvision.
 
-    python benchmarks/training_step.py --quick --profile    # two CPU cores
-    python benchmarks/training_step.py --profile            # a GPU
+python benchmarks/training_step.py --quick --profile    # two CPU cores
+python benchmarks/training_step.py --profile            # a GPU
 """
 
 import warnings
@@ -71,9 +71,7 @@ def main(
     size, num_objects = QUICK if quick else FULL
     names = ["ours", *(["compiled"] if compiled else []), PEER]
     steps = {name: step_of(name, size, num_objects) for name in names}
-    seconds = in_turns(
-        steps, rounds=rounds, repeats=1 if quick else 5, warmup=2 if quick else 5
-    )
+    seconds = in_turns(steps, rounds=rounds, repeats=1 if quick else 5, warmup=2 if quick else 5)
     figures = {}
     if torch.cuda.is_available():
         figures["host_syncs"] = {name: host_syncs(step) for name, step in steps.items()}

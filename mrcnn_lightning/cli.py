@@ -54,11 +54,17 @@ def predict(
         typer.Option(help="Less confident ones are not drawn; the model's own if unset."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32, or bf16 for speed.")] = "32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile; pays for many photos.")
+    ] = False,
 ) -> None:
     """Find objects in photos: OUT/predictions.json in COCO's format, and a picture of each."""
     try:
         files = list(_files(photos))
-        predictor = Predictor.from_checkpoint(checkpoint, device=device)
+        predictor = Predictor.from_checkpoint(
+            checkpoint, device=device, precision=precision, compiled=compiled
+        )
     except (*USER_ERRORS, HydraException) as error:
         raise _fail(sentence(error)) from error
     shown_score = predictor.show_score if min_score is None else min_score

@@ -17,6 +17,9 @@ from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import ImageDetections
 
 
+PRECISIONS = ("32", "bf16")
+
+
 @dataclass
 class Prediction:
     """What came of one file: an image and its detections, or an error."""
@@ -38,9 +41,11 @@ class Predictor:
         canvas: of batches.
         show_score: less confident detections are not drawn.
         device: where to compute; `auto` is a GPU if there is one.
+        precision: 32 or bf16, of what a loss of digits does not harm.
+        compiled: whether `torch.compile` makes the model's kernels, which takes a minute at first.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: there is no such device or precision.
     """
 
     def __init__(
@@ -52,7 +57,11 @@ class Predictor:
         canvas: Canvas,
         show_score: float,
         device: str = "auto",
+        precision: str = "32",
+        compiled: bool = False,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision} is not one of {', '.join(PRECISIONS)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -60,6 +69,9 @@ class Predictor:
             self.model = model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device={device} cannot be used: {error}") from error
+        if compiled:
+            model.compile_parts()
+        self.precision = precision
         self.class_names = model.class_names
         self.category_ids = list(category_ids)
         self.resize = resize
@@ -67,11 +79,18 @@ class Predictor:
         self.show_score = show_score
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, device: str = "auto") -> "Predictor":
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "32",
+        compiled: bool = False,
+    ) -> "Predictor":
         """The predictor of a checkpoint, with images sized as it was trained for.
 
         Raises:
-            ValueError: see `load_checkpoint`.
+            ValueError: see `load_checkpoint`, or there is no such device or precision.
         """
         model, spec = load_checkpoint(path)
         return cls(
@@ -81,6 +100,8 @@ class Predictor:
             canvas=spec["canvas"],
             show_score=spec["show_score"],
             device=device,
+            precision=precision,
+            compiled=compiled,
         )
 
     def __call__(
@@ -117,6 +138,13 @@ class Predictor:
         for batch in waiting.values():
             yield from self._predict(batch)
 
+    def predict_batch(self, images: Sequence[Tensor]) -> list[ImageDetections]:
+        """The detections of images (3, H, W) uint8 RGB, all on one canvas; their ids are 1, 2, ...
+
+        An image finds a little else on a larger canvas, so give images of about one size.
+        """
+        return self._found([self._sample(image, number) for number, image in enumerate(images, 1)])
+
     def _sample(self, image: Tensor, number: int) -> Sample:
         return Sample(
             image=self.resize(image),
@@ -130,10 +158,19 @@ class Predictor:
             mask_frames=None,
         )
 
-    @torch.inference_mode()
-    def _predict(self, batch: list[tuple[Prediction, Sample]]) -> Iterator[Prediction]:
-        images = collate([sample for _, sample in batch], canvas=self.canvas).to(self.device)
-        found = per_image(self.model.predict(images), images, self.model.paste)
-        for (prediction, _), detections in zip(batch, found, strict=True):
+    def _predict(self, waiting: list[tuple[Prediction, Sample]]) -> Iterator[Prediction]:
+        found = self._found([sample for _, sample in waiting])
+        for (prediction, _), detections in zip(waiting, found, strict=True):
             prediction.detections = detections
             yield prediction
+
+    @torch.inference_mode()
+    def _found(self, samples: list[Sample]) -> list[ImageDetections]:
+        batch = collate(samples, canvas=self.canvas)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()  # or the host would wait for the copy
+        batch = batch.to(self.device)
+        is_half = self.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+            detections = self.model.predict(batch)
+        return per_image(detections, batch, self.model.paste)

@@ -96,9 +96,23 @@ class MaskHead(nn.Module):
 
     def predict(self, features: Sequence[Tensor], detections: Detections) -> Tensor:
         """Mask probabilities (B, D, m, m) of the detections' own classes, zero where padded."""
-        image, place = torch.nonzero(detections.labels, as_tuple=True)
+        image, place = _places(detections.labels)
         boxes, labels = detections.boxes[image, place], detections.labels[image, place]
         found = at_least_float32(self(features, boxes, image, labels)).sigmoid()
+        found = found * (labels > 0)[:, None, None]
         masks = found.new_zeros(*detections.labels.shape, *found.shape[1:])
         masks[image, place] = found
         return masks
+
+
+def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and place of the detections that `labels` (B, D) has.
+
+    Of all places, empty ones too, where looking would make the host wait for the device: masks of
+    nothing cost a GPU less than that.
+    """
+    if labels.device.type == "cpu":
+        image, place = torch.nonzero(labels, as_tuple=True)
+        return image, place
+    number = torch.arange(labels.numel(), device=labels.device)
+    return number // labels.shape[1], number % labels.shape[1]

@@ -20,14 +20,18 @@ def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageD
         batch: where they were found.
         crops: how masks are pasted, see `resized_crops`.
     """
-    detections = detections.to("cpu")
-    origins = batch.windows[:, None, :2].cpu().double()  # (B, 1, 2)
-    scales = batch.scales[:, None].cpu()
+    # All of it is on its way before the host waits, once.
+    detections = detections.to("cpu", non_blocking=True)
+    frames = (batch.windows, batch.scales, batch.image_ids, batch.original_sizes)
+    windows, scales, image_ids, sizes = (each.to("cpu", non_blocking=True) for each in frames)
+    if batch.images.device.type != "cpu":
+        torch.accelerator.current_stream(batch.images.device).synchronize()
+    origins, scales = windows[:, None, :2].double(), scales[:, None]  # (B, 1, 2)
     boxes = detections.boxes.double()
     boxes = torch.cat([(boxes[..., :2] - origins) / scales, (boxes[..., 2:] - origins) / scales], 2)
     images = []
     for image, (image_id, (height, width)) in enumerate(
-        zip(batch.image_ids.tolist(), batch.original_sizes.tolist(), strict=True)
+        zip(image_ids.tolist(), sizes.tolist(), strict=True)
     ):
         found = detections.labels[image] > 0
         rles = None

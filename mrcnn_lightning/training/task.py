@@ -73,6 +73,7 @@ class DetectionTask(lightning.LightningModule):
         decay_biases: whether biases decay, as matrices do; norms never do.
         backbone_lr_factor: the backbone's part of the learning rate.
         val_losses: whether losses are computed in validation too.
+        compiled: whether `torch.compile` makes the model's kernels.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class DetectionTask(lightning.LightningModule):
         decay_biases: bool,
         backbone_lr_factor: float,
         val_losses: bool,
+        compiled: bool,
     ) -> None:
         super().__init__()
         self.category_ids = list(category_ids)
@@ -96,6 +98,8 @@ class DetectionTask(lightning.LightningModule):
         self.is_pretrained = weights is not None or spec["model"]["backbone"]["weights"] is not None
         if weights is not None:
             load_detector(self.model, weights)
+        if compiled:
+            self.model.compile_parts()
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.decay_biases = decay_biases
@@ -137,6 +141,12 @@ class DetectionTask(lightning.LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        precision = self.trainer.precision
+        if settings.get("fused") and self.trainer.gradient_clip_val and "mixed" in precision:
+            raise ValueError(
+                f"optimizer.fused=true does not go with trainer.gradient_clip_val and "
+                f"trainer.precision={precision}: set optimizer.fused=false"
+            )
         optimizer = self.make_optimizer(groups)
         scheduler = self.make_scheduler(optimizer, total_steps=int(total_steps))
         return {
