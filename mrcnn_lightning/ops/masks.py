@@ -144,22 +144,21 @@ def paste_masks(
 def encode_crop(crop: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> bytes:
     """COCO's compressed run lengths of an image of `size` whose only ones are in `crop` (h, w)."""
     height, width = size
-    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), dtype=np.int8)
-    columns[:, 1:-1] = crop.T
-    steps = np.diff(columns, axis=1)  # (w, h + 1): 1 where a run starts, -1 below its end
-
-    def pixel(step: int) -> npt.NDArray[np.int64]:
-        column, row = np.nonzero(steps == step)
-        return (left + column) * height + top + row
-
-    bounds = np.stack([pixel(1), pixel(-1)], axis=1).ravel()  # start, end, start, end, ...
-    # A run that reaches the bottom goes on where the next column starts at the top.
-    joins = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
-    bounds = np.delete(bounds, np.r_[joins, joins + 1])
-    counts = np.diff(bounds, prepend=0, append=height * width)
+    # Column after column with a zero below each, so that no run goes on into the next column.
+    step = crop.shape[0] + 1
+    cells = np.zeros(crop.shape[1] * step + 1, dtype=np.bool_)
+    cells[1:].reshape(-1, step)[:, :-1] = crop.T
+    changes = np.flatnonzero(cells[1:] != cells[:-1])  # start, end, start, end, ...
+    column, row = np.divmod(changes, step)
+    bounds = (left + column) * height + top + row
+    if crop.shape[0] == height:
+        # A run that reaches the bottom goes on where the next column starts at the top.
+        joins = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
+        bounds = np.delete(bounds, [joins, joins + 1])
+    counts = [*np.diff(bounds, prepend=0).tolist(), height * width - int(bounds[-1:].sum())]
     if counts[-1] == 0:
-        counts = counts[:-1]
-    rle = {"counts": counts.tolist(), "size": [height, width]}
+        counts.pop()
+    rle = {"counts": counts, "size": [height, width]}
     return pycocotools.mask.frPyObjects(rle, height, width)["counts"]
 
 
