@@ -131,7 +131,7 @@ def _pasted(detected: Detections) -> Tensor:
 
 
 def evaluate_plainly(file: Path, found: list[Detections]) -> Results:
-    """torchvision's pasting, pycocotools' encoding and scoring."""
+    """Torchvision's pasting, pycocotools' encoding and scoring."""
     results = []
     for image_id, detected in enumerate(found, start=1):
         masks = np.asfortranarray(_pasted(detected)[:, 0].permute(1, 2, 0).numpy().view(np.uint8))
@@ -167,7 +167,7 @@ def evaluate_plainly(file: Path, found: list[Detections]) -> Results:
 
 
 def evaluate_by_torchmetrics(file: Path, found: list[Detections]) -> Results:
-    """torchmetrics' MeanAveragePrecision on boxes and pasted masks."""
+    """Torchmetrics' MeanAveragePrecision on boxes and pasted masks."""
     metric = MeanAveragePrecision(iou_type=("bbox", "segm"))
     truth = json.loads(file.read_bytes())
     for image_id, detected in enumerate(found, start=1):
@@ -247,7 +247,7 @@ def main(
                 figures["growth"][num] = round(median, 3)
                 print(f"ours, {num} images: {median:.2f} s, {median / num * 1000:.2f} ms an image")
         report(
-            f"evaluation, {num_images} images of {WIDTH}x{HEIGHT}, {NUM_DETECTIONS} detections each",
+            f"evaluation, {num_images} images of {WIDTH}x{HEIGHT}, {NUM_DETECTIONS} detections",
             seconds,
             peer=PEER,
             work=num_images,

@@ -114,7 +114,9 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
     canvas_size = canvas.size(sizes.amax(0))  # (2,)
     origins = canvas.origins(sizes, canvas_size)  # (B, 2)
     windows = torch.cat([origins, origins + sizes.flip(1)], dim=1)  # (B, 4)
-    images = torch.zeros(len(samples), 3, *canvas_size.tolist(), dtype=torch.uint8)
+    # A pixel's channels lie together, as decoders leave them and convolutions want them.
+    images = torch.zeros(len(samples), *canvas_size.tolist(), 3, dtype=torch.uint8)
+    images = images.permute(0, 3, 1, 2)
     for image, sample, (x1, y1, x2, y2) in zip(images, samples, windows.tolist(), strict=True):
         image[:, y1:y2, x1:x2] = sample.image
     most = max(1, *(len(sample.labels) for sample in samples)) if samples else 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -24,7 +24,8 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Tens
     try:
         with Image.open(path) as file:
             stored = _to_rgb(file)
-            upright = ImageOps.exif_transpose(stored)
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(stored) if turned else stored
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read the image {path}: not an image") from error
     except Exception as error:  # what Pillow raises for damaged files has no common ancestor
@@ -39,6 +40,9 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Tens
 
 
 def _to_rgb(file: Image.Image) -> Image.Image:
+    file.load()
+    if file.mode == "RGB":
+        return file  # a copy costs as much as a fifth of decoding
     if not file.mode.startswith("I"):
         return file.convert("RGB")
     exif = file.getexif()

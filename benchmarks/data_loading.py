@@ -1,0 +1,243 @@
+"""Images and masks for training at 800/1333: this project against torchvision's reference pipeline.
+
+python benchmarks/data_loading.py --quick             # coco_tiny, speed of one worker
+python benchmarks/data_loading.py --objects 1000000   # and memory of 1 and 4 workers
+"""
+
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+import torchvision
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms import v2
+from turns import ROOT, in_turns, report
+
+from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.dataset import COCODataset, collate
+from mrcnn_lightning.data.sizing import PadToMultiple
+from mrcnn_lightning.data.transforms import compose_transforms
+
+PEER = "torchvision reference"
+COCO_TINY = ROOT.parent / "shared" / "data" / "coco_tiny"
+CANVAS = PadToMultiple(multiple=32)
+SHARE = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
+
+
+def our_dataset(images: Path, file: Path, cache: str) -> COCODataset:
+    """This project's dataset, as its COCO recipes make it, but always at 800/1333."""
+    return COCODataset(
+        Annotations.load(file, cache_dir=cache),
+        folder=images,
+        transform=compose_transforms(
+            [v2.RandomShortestSize([800], max_size=1333), v2.RandomHorizontalFlip(0.5)]
+        ),
+        mini_mask_size=112,
+        skip_empty=False,
+        max_objects=None,
+        boxes_from_masks=False,
+        seed=0,
+    )
+
+
+class Reference(Dataset[Any]):
+    """What torchvision's detection references do: full-size masks of polygons, flip, float."""
+
+    def __init__(self, images: Path, file: Path) -> None:
+        self.coco = torchvision.datasets.CocoDetection(str(images), str(file))
+        self.flip = v2.RandomHorizontalFlip(0.5)
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        image, annotations = self.coco[index]
+        objects = [each for each in annotations if each.get("iscrowd", 0) == 0]
+        boxes = torch.tensor([each["bbox"] for each in objects]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = [self._mask(each["segmentation"], image) for each in objects]
+        size = (image.height, image.width)
+        target = {
+            "boxes": torchvision.tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": torch.tensor([each["category_id"] for each in objects], dtype=torch.int64),
+            "masks": torchvision.tv_tensors.Mask(
+                torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8)
+            ),
+        }
+        image, target = self.flip(v2.functional.pil_to_tensor(image), target)
+        return v2.functional.to_dtype(image, torch.float32, scale=True), target
+
+    @staticmethod
+    def _mask(polygons: list[list[float]], image: Image.Image) -> Tensor:
+        rles = pycocotools.mask.frPyObjects(polygons, image.height, image.width)
+        return torch.from_numpy(pycocotools.mask.decode(rles)).any(dim=2).to(torch.uint8)
+
+
+def load_ours(cache: str) -> Callable[[], None]:
+    """All images in batches of 2, on one canvas each, as a worker hands them out."""
+    file = COCO_TINY / "annotations" / "instances_train2017.json"
+    dataset = our_dataset(COCO_TINY / "train2017", file, cache)
+
+    def load() -> None:
+        for first in range(0, len(dataset), 2):
+            collate([dataset[0, first], dataset[0, first + 1]], canvas=CANVAS)
+
+    return load
+
+
+def load_reference(resize: bool) -> Callable[[], None]:
+    """All images, and the model's own resizing of them and of their masks (not its batching)."""
+    file = COCO_TINY / "annotations" / "instances_train2017.json"
+    dataset = Reference(COCO_TINY / "train2017", file)
+    transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def load() -> None:
+        for index in range(len(dataset)):
+            image, target = dataset[index]
+            if resize:
+                transform.resize(image, target)
+
+    return load
+
+
+def synthetic_set(folder: Path, num_objects: int) -> None:
+    """A COCO-format file of small images with 10 polygons of 12 points each."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for number in range(16):
+        pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.jpg")
+    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    images, annotations = [], []
+    for image in range(num_objects // 10):
+        name = f"{image % 16}.jpg"
+        images.append({"id": image, "file_name": name, "height": 48, "width": 64})
+        for x, y, radius in rng.uniform([10, 10, 3], [54, 38, 10], (10, 3)):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": 1,
+                    "bbox": [x - radius, y - radius, 2 * radius, 2 * radius],
+                    "area": float(np.pi * radius**2),
+                    "iscrowd": 0,
+                    "segmentation": [((x, y) + radius * circle).round(2).ravel().tolist()],
+                }
+            )
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(content))
+
+
+class AnyOf(Dataset[Any]):
+    """An image of another dataset for each index, so that a worker sees all of its annotations."""
+
+    def __init__(self, dataset: Any, is_ours: bool) -> None:
+        self.dataset = dataset
+        self.is_ours = is_ours
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> int:
+        if self.is_ours:
+            self.dataset.annotations.objects(index)
+        else:
+            self.dataset.coco._load_target(self.dataset.coco.ids[index])
+        return index
+
+
+def megabytes_with(dataset: Any, num_workers: int, is_ours: bool) -> float:
+    """Memory of this process and its workers, shared pages counted once, after 20,000 images."""
+    order = random.Random(0).sample(range(len(dataset)), min(20_000, len(dataset)))
+    loader = DataLoader(
+        AnyOf(dataset, is_ours), sampler=order, batch_size=100, num_workers=num_workers
+    )
+    batches = iter(loader)
+    for _ in range(len(loader) - 2 * num_workers - 1):
+        next(batches)
+    workers = [worker.pid for worker in batches._workers]  # type: ignore[union-attr]
+    shares = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (os.getpid(), *workers)]
+    return sum(int(SHARE.findall(share)[0]) for share in shares) / 1024
+
+
+def memory(num_objects: int) -> dict[str, dict[str, float]]:
+    """Memory with 1 and 4 workers on a large synthetic file, ours and the peer's."""
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        synthetic_set(folder, num_objects)
+        for contender in ("ours", PEER):
+            receiver, child = os.pipe(), os.fork()
+            if child == 0:  # a process of its own, so that none counts what another left behind
+                if contender == "ours":
+                    dataset: Any = our_dataset(folder / "images", folder / "annotations.json", name)
+                else:
+                    dataset = Reference(folder / "images", folder / "annotations.json")
+                values = {n: megabytes_with(dataset, n, contender == "ours") for n in (1, 4)}
+                os.write(receiver[1], json.dumps(values).encode())
+                os._exit(0)
+            os.waitpid(child, 0)
+            values = json.loads(os.read(receiver[0], 4096))
+            found[contender] = {
+                "1_worker_mb": round(values["1"], 1),
+                "4_workers_mb": round(values["4"], 1),
+                "growth": round(values["4"] / values["1"], 3),
+            }
+    table = Table(title=f"memory, {num_objects:,} objects", title_justify="left")
+    for column in ("contender", "1 worker", "4 workers", "growth"):
+        table.add_column(column, justify="right")
+    for contender, row in found.items():
+        cells = (f"{row['1_worker_mb']:.0f} MB", f"{row['4_workers_mb']:.0f} MB")
+        table.add_row(contender, *cells, f"{row['growth']:.2f}")
+    Console(width=110).print(table)
+    return found
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="The speed alone, in fewer rounds.")] = False,
+    objects: Annotated[int, typer.Option(help="Of the file that memory is measured with.")] = 10**6,
+    rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 5,
+) -> None:
+    """Time loading by each contender in turns, and weigh their workers."""
+    if not COCO_TINY.is_dir():
+        raise SystemExit(f"{COCO_TINY} is not here: give a folder of COCO's layout that name")
+    figures = {} if quick else {"memory": memory(objects)}
+    torch.set_num_threads(1)  # as in a worker
+    with tempfile.TemporaryDirectory() as cache:
+        works = {
+            "ours": load_ours(cache),
+            PEER: load_reference(resize=True),
+            f"{PEER}, without resizing": load_reference(resize=False),
+        }
+        seconds = in_turns(works, rounds=3 if quick else rounds)
+    report(
+        "loading at 800/1333 with masks, one worker, coco_tiny",
+        seconds,
+        peer=PEER,
+        work=80,
+        unit="images",
+        **figures,
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
