@@ -9,6 +9,7 @@ import os
 import random
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
-from turns import ROOT, in_turns, report
+from turns import ROOT, in_own_process, in_turns, report
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
@@ -179,28 +180,30 @@ def megabytes_with(dataset: Any, num_workers: int, is_ours: bool) -> float:
     return sum(int(SHARE.findall(share)[0]) for share in shares) / 1024
 
 
+def _measure(folder: Path, is_ours: bool) -> dict[int, float]:
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    images, file = folder / "images", folder / "annotations.json"
+    dataset = our_dataset(images, file, str(folder)) if is_ours else Reference(images, file)
+    return {num: megabytes_with(dataset, num, is_ours) for num in (1, 4)}
+
+
+def _pack(file: Path, cache: Path) -> None:
+    Annotations.load(file, cache_dir=cache)
+
+
 def memory(num_objects: int) -> dict[str, dict[str, float]]:
     """Memory with 1 and 4 workers on a large synthetic file, ours and the peer's."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthetic_set(folder, num_objects)
+        in_own_process(_pack, folder / "annotations.json", folder)
         for contender in ("ours", PEER):
-            receiver, child = os.pipe(), os.fork()
-            if child == 0:  # a process of its own, so that none counts what another left behind
-                if contender == "ours":
-                    dataset: Any = our_dataset(folder / "images", folder / "annotations.json", name)
-                else:
-                    dataset = Reference(folder / "images", folder / "annotations.json")
-                values = {n: megabytes_with(dataset, n, contender == "ours") for n in (1, 4)}
-                os.write(receiver[1], json.dumps(values).encode())
-                os._exit(0)
-            os.waitpid(child, 0)
-            values = json.loads(os.read(receiver[0], 4096))
+            values = in_own_process(_measure, folder, contender == "ours")
             found[contender] = {
-                "1_worker_mb": round(values["1"], 1),
-                "4_workers_mb": round(values["4"], 1),
-                "growth": round(values["4"] / values["1"], 3),
+                "1_worker_mb": round(values[1], 1),
+                "4_workers_mb": round(values[4], 1),
+                "growth": round(values[4] / values[1], 3),
             }
     table = Table(title=f"memory, {num_objects:,} objects", title_justify="left")
     for column in ("contender", "1 worker", "4 workers", "growth"):

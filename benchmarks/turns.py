@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,13 @@ def in_turns(
     return seconds
 
 
-def _peak_on_host(make: Callable[..., Callable[[], Any]], args: tuple[Any, ...], pipe: Any) -> None:
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of a module gives in a new process, which has nothing that others left."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _peak_on_host(make: Callable[..., Callable[[], Any]], *args: Any) -> float:
     work = make(*args)
     work()
     gc.collect()
@@ -74,7 +81,7 @@ def _peak_on_host(make: Callable[..., Callable[[], Any]], args: tuple[Any, ...],
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     work()
     match = PEAK.search(Path("/proc/self/status").read_text())
-    pipe.send(int(match[1]) / 1024 if match else float("nan"))
+    return int(match[1]) / 1024 if match else float("nan")
 
 
 def peak_megabytes(make: Callable[..., Callable[[], Any]], *args: Any) -> float:
@@ -84,22 +91,15 @@ def peak_megabytes(make: Callable[..., Callable[[], Any]], *args: Any) -> float:
         make: makes the work from `args`; a function of a module, for another process.
         args: its arguments.
     """
-    if torch.cuda.is_available():
-        work = make(*args)
-        work()
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated() / 2**20
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_peak_on_host, args=(make, args, sender))
-    process.start()
-    sender.close()
-    peak = receiver.recv()
-    process.join()
-    return float(peak)
+    if not torch.cuda.is_available():
+        return float(in_own_process(_peak_on_host, make, *args))
+    work = make(*args)
+    work()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def report(
