@@ -170,7 +170,11 @@ def megabytes_with(dataset: Any, num_workers: int, is_ours: bool) -> float:
     """Memory of this process and its workers, shared pages counted once, after 20,000 images."""
     order = random.Random(0).sample(range(len(dataset)), min(20_000, len(dataset)))
     loader = DataLoader(
-        AnyOf(dataset, is_ours), sampler=order, batch_size=100, num_workers=num_workers
+        AnyOf(dataset, is_ours),
+        sampler=order,
+        batch_size=100,
+        num_workers=num_workers,
+        multiprocessing_context="fork",  # Linux's own, which this process was not started by
     )
     batches = iter(loader)
     for _ in range(len(loader) - 2 * num_workers - 1):

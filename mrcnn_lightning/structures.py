@@ -65,6 +65,19 @@ class Batch:
         """The batch on another device."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def prefetched(self, device: torch.device, stream: "torch.cuda.Stream") -> "Batch":
+        """The batch on a GPU, copied on a stream of its own while the last is worked on."""
+        with torch.cuda.stream(stream):
+            moved = self.to(device)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(current)  # or its memory would be free when `stream` is done
+            return tensor
+
+        return _map_tensors(moved, keep)
+
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the data loader calls it."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())

@@ -7,13 +7,15 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
+from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sizing import Canvas, Resize
-from mrcnn_lightning.data.transforms import Sample, compose_transforms
+from mrcnn_lightning.data.transforms import compose_transforms
+from mrcnn_lightning.structures import Batch
 
 # What each stage reads; the last is what it evaluates.
 SPLITS_OF_STAGE = {
@@ -104,6 +106,7 @@ class COCODataModule(lightning.LightningDataModule):
         self.cache_dir = cache_dir
         self.seed = seed
         self.annotations: dict[str, Annotations] = {}
+        self._copies: torch.cuda.Stream | None = None
         # Where training stood when it was resumed.
         self._resumed = {"images": 0, "steps": 0}
 
@@ -161,7 +164,7 @@ class COCODataModule(lightning.LightningDataModule):
                 f"data.{split}_images={folder}: {first}"
             )
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> TimedLoader:
         """Augmented batches of this rank, from where training stands.
 
         Raises:
@@ -220,19 +223,19 @@ class COCODataModule(lightning.LightningDataModule):
             f"data.boxes_from_masks=true wants masks, but {reason}: set data.boxes_from_masks=false"
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> TimedLoader:
         """Batches of the validation set, each of one padded size."""
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> TimedLoader:
         """Batches of the test set."""
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Sample]:
+    def predict_dataloader(self) -> TimedLoader:
         """Batches of the test set, which needs no annotations."""
         return self._eval_loader("test")
 
-    def _eval_loader(self, split: str) -> DataLoader[Sample]:
+    def _eval_loader(self, split: str) -> TimedLoader:
         sizes = [
             self.resize.size((height, width))
             for height, width in self.annotations[split].image_sizes.tolist()
@@ -258,10 +261,8 @@ class COCODataModule(lightning.LightningDataModule):
             seed=self.seed,
         )
 
-    def _loader(
-        self, dataset: COCODataset, sampler: Sampler[list[tuple[int, int]]]
-    ) -> DataLoader[Sample]:
-        return DataLoader(
+    def _loader(self, dataset: COCODataset, sampler: Sampler[list[tuple[int, int]]]) -> TimedLoader:
+        return TimedLoader(
             dataset,
             batch_sampler=sampler,
             collate_fn=partial(collate, canvas=self.canvas),
@@ -269,6 +270,15 @@ class COCODataModule(lightning.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Copy a batch while the device is still at work on the last one."""
+        if device.type != "cuda":
+            return batch.to(device)
+        self._copies = self._copies or torch.cuda.Stream(device)
+        return batch.prefetched(device, self._copies)
 
     def _images_seen(self) -> int:
         # Lightning asks for the first batches before it has restored its count of steps.

@@ -16,7 +16,6 @@ from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import ImageDetections
 
-
 PRECISIONS = ("32", "bf16")
 
 

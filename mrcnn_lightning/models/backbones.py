@@ -124,8 +124,12 @@ class Backbone(nn.Module):
         """Maps (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
         maps, features = [], images
         for names in self._together:
-            layers = [self.body.get_submodule(name) for name in names]
-            features = layers[0](features) if len(layers) == 1 else conv_norm(*layers, features)  # type: ignore[arg-type]
+            layer, *norms = [self.body.get_submodule(name) for name in names]
+            if norms:
+                assert isinstance(layer, nn.Conv2d)
+                features = conv_norm(layer, norms[0], features)
+            else:
+                features = layer(features)
             if names[-1] in self._outputs:
                 maps.append(self._handed_out(features))
         return maps

@@ -20,8 +20,11 @@ from mrcnn_lightning.models.weights import load_backbone
 Form = Literal["torchvision", "caffe", "tensorflow"]
 
 
-def _shortcut(block: nn.Module, features: Tensor) -> Tensor:
-    return features if block.downsample is None else conv_norm(*block.downsample, features)  # type: ignore[misc, arg-type]
+def _shortcut(downsample: nn.Module | None, features: Tensor) -> Tensor:
+    if downsample is None:
+        return features
+    assert isinstance(downsample, nn.Sequential) and isinstance(downsample[0], nn.Conv2d)
+    return conv_norm(downsample[0], downsample[1], features)
 
 
 class BasicBlock(torchvision_resnet.BasicBlock):
@@ -31,7 +34,7 @@ class BasicBlock(torchvision_resnet.BasicBlock):
         """(B, C, H, W) to (B, C', H / stride, W / stride)."""
         hidden = self.relu(conv_norm(self.conv1, self.bn1, features))
         hidden = conv_norm(self.conv2, self.bn2, hidden)
-        return self.relu(hidden.add_(_shortcut(self, features)))
+        return self.relu(hidden.add_(_shortcut(self.downsample, features)))
 
 
 class Bottleneck(torchvision_resnet.Bottleneck):
@@ -42,7 +45,7 @@ class Bottleneck(torchvision_resnet.Bottleneck):
         hidden = self.relu(conv_norm(self.conv1, self.bn1, features))
         hidden = self.relu(conv_norm(self.conv2, self.bn2, hidden))
         hidden = conv_norm(self.conv3, self.bn3, hidden)
-        return self.relu(hidden.add_(_shortcut(self, features)))
+        return self.relu(hidden.add_(_shortcut(self.downsample, features)))
 
 
 Block = type[BasicBlock] | type[Bottleneck]

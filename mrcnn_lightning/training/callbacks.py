@@ -1,10 +1,13 @@
 """Callbacks that Lightning lacks."""
 
 import shutil
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -12,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS
 from mrcnn_lightning.ops.masks import paste_masks
 from mrcnn_lightning.structures import Batch, Detections
@@ -84,6 +88,48 @@ class LossProgressBar(RichProgressBar):
         """Move the bar on, if it is time."""
         if (batch_idx + 1) % self.refresh_rate == 0 or trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class DataWait(Callback):
+    """Logs `train/data_wait`, the share of training's time that it waits for data, in [0, 1].
+
+    Over the last `trainer.log_every_n_steps` batches, evaluations aside. On a GPU a wait counts too
+    that the device does not notice, since it still has work.
+    """
+
+    def __init__(self) -> None:
+        # When each of the last batches ended, and how long training had waited until then.
+        self._ends: deque[tuple[float, float]] = deque()
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Start anew."""
+        self._ends = deque(maxlen=trainer.log_every_n_steps + 1)  # type: ignore[attr-defined]
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Start anew."""
+        self._ends.clear()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Log."""
+        loader = trainer.train_dataloader
+        assert isinstance(loader, TimedLoader)
+        self._ends.append((time.perf_counter(), loader.seconds_waited))
+        (first, waited_at_first), (last, waited) = self._ends[0], self._ends[-1]
+        if last > first:
+            # A tensor on the host: a number would be copied to the device, which waits for it.
+            share = torch.tensor((waited - waited_at_first) / (last - first))
+            pl_module.log("train/data_wait", share, batch_size=len(batch))
 
 
 class APTable(Callback):
