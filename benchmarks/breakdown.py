@@ -79,8 +79,8 @@ def _labels(model: Any) -> Iterator[set[str]]:
         yield labels
 
 
-def shares(step: Callable[[], None], model: Any) -> dict[str, float]:
-    """The part of a step's time, in [0, 1], that each label has.
+def shares(step: Callable[[], None], model: Any) -> tuple[dict[str, float], int]:
+    """The part of a step's time, in [0, 1], that each label has; and the kernels it launched.
 
     On a GPU it is the time of kernels, on the host that of operators; the rest of the step's
     duration is `IDLE`. What runs backwards counts for what ran forwards.
@@ -110,7 +110,8 @@ def shares(step: Callable[[], None], model: Any) -> dict[str, float]:
             times[CONVOLUTIONS if is_convolution else label] += event.self_cpu_time_total
     total = next(event.cpu_time_total for event in events if event.name == STEP)
     times[IDLE] = total - sum(times.values())
-    return {label: time / total for label, time in times.most_common()}
+    launches = sum(len(event.kernels) for event in events)
+    return {label: time / total for label, time in times.most_common()}, launches
 
 
 def _label_of(event: Any, labels: set[str]) -> str | None:
@@ -134,12 +135,16 @@ def _label_of_forward(event: Any, forwards: dict[int, str]) -> str | None:
 
 
 def print_breakdown(name: str, step: Callable[[], None], model: Any) -> dict[str, float]:
-    """The shares, rounded, after a table of them."""
-    found = shares(step, model)
+    """The shares, rounded, and on a GPU the number of kernels, after a table of them."""
+    found, launches = shares(step, model)
     table = Table(title=f"where the time goes: {name}", title_justify="left")
     table.add_column("part")
     table.add_column("share", justify="right")
     for label, share in found.items():
         table.add_row(label, f"{share:.1%}")
+    rounded = {label: round(share, 4) for label, share in found.items()}
+    if launches:
+        table.add_row("kernels launched", str(launches))
+        rounded["kernels launched"] = launches
     Console(width=110).print(table)
-    return {label: round(share, 4) for label, share in found.items()}
+    return rounded

@@ -81,8 +81,6 @@ class RPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> RPNOutput:
         """What the network says of every anchor of a canvas of `image_size` (height, width)."""
-        # First, since `torch.compile` leaves it out: the rest is then one graph.
-        anchors = self.anchors(features, self.strides, image_size)
         objectness, deltas = [], []
         for hidden in features:
             for conv in self.convs:
@@ -93,14 +91,11 @@ class RPN(nn.Module):
                 logits = logits[..., 1::2] - logits[..., 0::2]
             objectness.append(logits.flatten(1))
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
-        return RPNOutput(
-            anchors=anchors,
-            objectness=torch.cat(objectness, dim=1),
-            deltas=torch.cat(deltas, dim=1),
-            delta_weights=self.delta_weights,
-            level_sizes=[level.shape[1] for level in objectness],
-            image_size=image_size,
-        )
+        level_sizes = [level.shape[1] for level in objectness]
+        joined = torch.cat(objectness, dim=1), torch.cat(deltas, dim=1)
+        # Last, since `torch.compile` leaves it out: what stands before is one graph.
+        anchors = self.anchors(features, self.strides, image_size)
+        return RPNOutput(anchors, *joined, self.delta_weights, level_sizes, image_size)
 
     def loss(self, output: RPNOutput, batch: Batch) -> dict[str, Tensor]:
         """`loss_objectness` and `loss_rpn_box_reg`."""

@@ -42,8 +42,8 @@ def _keep(  # type: ignore[no-untyped-def]
     size,
     most,
     threshold,
-    T: tl.constexpr,
-    C: tl.constexpr,
+    tile: tl.constexpr,
+    chunk: tl.constexpr,
 ):
     """One image's part: candidates in tiles, best first, against those kept and each other."""
     image = tl.program_id(0).to(tl.int64)
@@ -54,11 +54,11 @@ def _keep(  # type: ignore[no-untyped-def]
     found = 0
     start = 0
     while (start < candidates) & (found < most):
-        rows = start + tl.arange(0, T)
+        rows = start + tl.arange(0, tile)
         are_rows = rows < candidates
         alive = are_rows.to(tl.int32)
-        for first in range(0, found, C):
-            places = first + tl.arange(0, C)
+        for first in range(0, found, chunk):
+            places = first + tl.arange(0, chunk)
             are_kept = places < found
             columns = tl.load(kept + places, mask=are_kept, other=0)
             hits = _overlaps(boxes, groups, rows, are_rows, columns, are_kept, threshold)
@@ -78,7 +78,7 @@ def _keep(  # type: ignore[no-untyped-def]
         tl.store(kept + places, rows, mask=(keep > 0) & (places < most))
         found = tl.minimum(found + tl.sum(keep, axis=0), most)
         tl.debug_barrier()  # the next tile reads what this one wrote
-        start += T
+        start += tile
     tl.store(num_kept + image, found)
 
 
@@ -108,8 +108,8 @@ def keep_best(
         boxes.shape[1],
         num,
         iou_threshold,
-        T=TILE,
-        C=CHUNK,
+        tile=TILE,
+        chunk=CHUNK,
         num_warps=8,
     )
     return kept, num_kept

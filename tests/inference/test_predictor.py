@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import (
     Canvas,
     CentredSquare,
@@ -54,6 +55,41 @@ def test_batches_change_nothing(checkpoint: Path, photos: list[Path]) -> None:
         left_over += abs(len(one.labels) - len(other.labels))
         total += len(one.labels)
     assert total > 10 and left_over <= total / 100
+
+
+def test_images_in_memory_are_files(checkpoint: Path, photos: list[Path]) -> None:
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    expected = predictor(photos[:2], batch_size=2)
+    found = predictor.predict_batch([read_image(path) for path in photos[:2]])
+    for one, other in zip(found, expected, strict=True):
+        assert one.image_id == other.image_id and one.rles == other.rles
+        assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"compiled": True}])
+def test_faster_predictions_are_nearly_the_same(
+    options: dict[str, Any], checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_part = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda *args, **kw: compile_part(*args, backend="aot_eager", **kw),
+    )
+    exact = Predictor.from_checkpoint(checkpoint, device="cpu")(photos)
+    fast = Predictor.from_checkpoint(checkpoint, device="cpu", **options)(photos)
+    confident = far = 0
+    for one, other in zip(exact, fast, strict=True):
+        for box, label in zip(one.boxes[one.scores > 0.1], one.labels, strict=False):
+            confident += 1
+            distance = (other.boxes - box).abs().amax(1) + 1e3 * (other.labels != label)
+            far += bool(distance.min() > 1.5) if len(distance) else 1
+    assert confident > 5 and far <= confident / 10
+
+
+def test_a_precision_that_is_not_known(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="precision=fp8 is not one of 32, bf16"):
+        Predictor.from_checkpoint(checkpoint, device="cpu", precision="fp8")
 
 
 class LeftUpperQuarter(torch.nn.Module):

@@ -1,7 +1,13 @@
+import copy
+import shutil
+from typing import Any
+
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mrcnn_lightning.models import mask_head, proposals
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.structures import Batch, Detections
 from tests.conftest import build_model, make_batch
@@ -132,3 +138,132 @@ def test_anchor_levels_must_fit_the_neck() -> None:
         build_model("model.rpn.anchors.sizes=[[8],[16]]", *SMALL[1:])
     with pytest.raises(InstantiationException, match="every level needs as many sizes"):
         build_model("model.rpn.anchors.sizes=[[8],[16,20]]", *SMALL[1:])
+
+
+SIZES = [(192, 256), (256, 192), (224, 288), (192, 320)]
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU"
+                ),
+            ],
+        ),
+    ],
+)
+def test_compiled_parts_give_the_same_losses(
+    model: Detector, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = copy.deepcopy(model)
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    compile_part = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *args, **kw: compile_part(*args, backend=backend, **kw)
+    )
+    compiled.compile_parts()
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    torch._dynamo.reset()
+    compiled_graphs = []
+    sizes = SIZES if backend == "aot_eager" else SIZES[:1]
+    for number, size in enumerate(sizes):
+        batch = one_image(number, size)
+        expected, found = model.loss(batch), compiled.loss(batch)
+        for name in expected:
+            assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-3), name
+        torch.stack(list(expected.values())).sum().backward()
+        torch.stack(list(found.values())).sum().backward()
+        compiled_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    for (name, ours), theirs in zip(compiled.named_parameters(), model.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None and theirs.grad is not None:
+            assert (ours.grad - theirs.grad).norm() <= 1e-2 * theirs.grad.norm(), name
+    # Each part is compiled for its first size, and once more for all others.
+    assert set(compiled_graphs[1:]) <= {compiled_graphs[-1]}
+
+
+def test_masks_of_empty_places_change_nothing(
+    model: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([(96, 128), (64, 64)], [[[10.0, 12, 60, 70]], []], [[1], []])
+    model.eval()
+    expected = model.predict(batch)
+
+    def every_place(labels: torch.Tensor) -> tuple[torch.Tensor, ...]:  # as on a GPU
+        return torch.nonzero(torch.ones_like(labels), as_tuple=True)
+
+    assert (expected.labels == 0).any() and (expected.labels > 0).any()
+    monkeypatch.setattr(mask_head, "_places", every_place)
+    found = model.predict(batch)
+    assert found.masks is not None and expected.masks is not None
+    assert (found.masks - expected.masks).abs().max() < 1e-6
+    assert (found.masks[found.labels == 0] == 0).all()
+
+
+class Waits(TorchDispatchMode):
+    """Notes operators whose result's size or value the host needs: on a GPU it waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+    ) -> Any:
+        name = str(function).removeprefix("aten.").split(".")[0]
+        indices = [
+            index
+            for argument in arguments
+            if isinstance(argument, list | tuple)
+            for index in argument
+            if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+        ]
+        by_mask = name in ("index", "index_put", "index_put_", "_unsafe_index") and indices
+        data_dependent = ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "nms")
+        if by_mask or name in data_dependent:
+            self.seen.append(name)
+        return function(*arguments, **(options or {}))
+
+
+def test_a_step_has_one_operator_that_the_host_would_wait_for(
+    model: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nms(boxes: torch.Tensor, *_: Any, num: int, **__: Any) -> tuple[torch.Tensor, ...]:
+        # In the place of a GPU's kernel, which has a test of its own.
+        index = torch.arange(num).clamp(max=boxes.shape[1] - 1).expand(len(boxes), -1)
+        return index, torch.ones_like(index, dtype=torch.bool)
+
+    monkeypatch.setattr(proposals, "batched_nms", nms)
+    model.loss(one_image())  # what is copied to the device once is there
+    with Waits() as waits:
+        torch.stack(list(model.loss(one_image()).values())).sum().backward()
+    assert waits.seen == ["nonzero"]  # the number of positive RoIs
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_a_gpu_twice_a_step_at_most(model: Detector) -> None:
+    model.cuda()
+    batch = one_image().to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = model.loss(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as waits:
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) <= 2

@@ -62,7 +62,14 @@ def test_three_dashboards_hold_the_same_metrics(
         rows = list(csv.DictReader(file))
     last = {key: row[key] for row in rows for key in row if row[key] != ""}
     names = set(last) - {"epoch", "step"}
-    assert {"train/loss_mask", "val/mask_ap", "val/loss", "val/mask_ap/disc"} <= names
+    assert all(0 <= float(row["train/data_wait"] or 0) < 1 for row in rows)
+    assert {
+        "train/data_wait",
+        "train/loss_mask",
+        "val/mask_ap",
+        "val/loss",
+        "val/mask_ap/disc",
+    } <= names
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
     assert names <= set(board.Tags()["scalars"])

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.nn import BatchNorm2d
 
 from mrcnn_lightning.training.task import DetectionTask, parameter_groups
-from tests.conftest import build_model, compose
+from tests.conftest import build_model, compose, make_batch
 
 
 def build(overrides: list[str]) -> tuple[DetectionTask, Any, lightning.Trainer]:
@@ -80,6 +80,56 @@ def test_a_loss_that_is_not_finite_stops_training(tiny: Callable[..., list[str]]
     torch.nn.init.constant_(task.model.box_head.branch.trunk.fc1.weight, torch.inf)
     with pytest.raises(ValueError, match="the loss is not finite at step 0: .*lower optimizer.lr"):
         trainer.fit(task, datamodule=data)
+
+
+def test_clipping_in_mixed_precision_wants_another_optimizer(
+    tiny: Callable[..., list[str]],
+) -> None:
+    overrides = tiny("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0")
+    task, data, trainer = build(overrides)
+    with pytest.raises(ValueError, match=r"set optimizer\.fused=false"):
+        trainer.fit(task, datamodule=data)
+    task, data, trainer = build([*overrides, "optimizer.fused=false", "trainer.max_steps=1"])
+    trainer.fit(task, datamodule=data)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_fused_step_is_the_optimizers_step(optimizer: str) -> None:
+    """Weights are channels-last, and fused kernels take gradients to lie as weights do."""
+    make = hydra.utils.instantiate(compose(f"optimizer={optimizer}").optimizer, _convert_="all")
+    assert make.keywords["fused"]
+    fused, plain = (
+        build_model("experiment=shapes", "backbone.width=8").requires_grad_() for _ in range(2)
+    )
+    plain.load_state_dict(fused.state_dict())
+    steps = [
+        make(model.parameters(), lr=0.01, fused=is_fused)
+        for model, is_fused in ((fused, True), (plain, False))
+    ]
+    boxes = [[[10.0, 12, 60, 70], [50, 30, 120, 90]]]
+    for number in range(3):
+        batch = make_batch([(96, 128)], boxes, [[1, 3]], seed=number)
+        torch.stack(list(fused.loss(batch).values())).sum().backward()
+        for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+            theirs.grad = None if ours.grad is None else ours.grad.contiguous()
+        for step in steps:
+            step.step()
+            step.zero_grad()
+        for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
+            assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), name
+
+
+def test_a_run_with_compiled_parts(
+    tiny: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda part, **_: compiled.append(type(part).__name__)
+    )
+    build(tiny())
+    assert not compiled
+    build(tiny("task.compiled=true"))
+    assert compiled == ["Backbone", "FPN", "RPN", "BoxHead", "MaskHead"]
 
 
 def test_a_run_without_end_is_refused(tiny: Callable[..., list[str]]) -> None:
