@@ -88,22 +88,21 @@ class Reference(Dataset[Any]):
         return torch.from_numpy(pycocotools.mask.decode(rles)).any(dim=2).to(torch.uint8)
 
 
-def load_ours(cache: str) -> Callable[[], None]:
+def load_ours(images: Path, file: Path, cache: str) -> Callable[[], None]:
     """All images in batches of 2, on one canvas each, as a worker hands them out."""
-    file = COCO_TINY / "annotations" / "instances_train2017.json"
-    dataset = our_dataset(COCO_TINY / "train2017", file, cache)
+    dataset = our_dataset(images, file, cache)
 
     def load() -> None:
         for first in range(0, len(dataset), 2):
-            collate([dataset[0, first], dataset[0, first + 1]], canvas=CANVAS)
+            numbers = range(first, min(first + 2, len(dataset)))
+            collate([dataset[0, number] for number in numbers], canvas=CANVAS)
 
     return load
 
 
-def load_reference(resize: bool) -> Callable[[], None]:
+def load_reference(images: Path, file: Path, *, resize: bool) -> Callable[[], None]:
     """All images, and the model's own resizing of them and of their masks (not its batching)."""
-    file = COCO_TINY / "annotations" / "instances_train2017.json"
-    dataset = Reference(COCO_TINY / "train2017", file)
+    dataset = Reference(images, file)
     transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
     def load() -> None:
@@ -223,24 +222,26 @@ def main(
     quick: Annotated[bool, typer.Option(help="The speed alone, in fewer rounds.")] = False,
     objects: Annotated[int, typer.Option(help="Of the file that memory is measured with.")] = 10**6,
     rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 5,
+    data: Annotated[Path, typer.Option(help="A set in COCO's layout.")] = COCO_TINY,
 ) -> None:
     """Time loading by each contender in turns, and weigh their workers."""
-    if not COCO_TINY.is_dir():
-        raise SystemExit(f"{COCO_TINY} is not here: give a folder of COCO's layout that name")
+    images, file = data / "train2017", data / "annotations" / "instances_train2017.json"
+    if not images.is_dir() or not file.is_file():
+        raise SystemExit(f"{images} or {file} is not here: give --data a folder of COCO's layout")
     figures = {} if quick else {"memory": memory(objects)}
     torch.set_num_threads(1)  # as in a worker
     with tempfile.TemporaryDirectory() as cache:
         works = {
-            "ours": load_ours(cache),
-            PEER: load_reference(resize=True),
-            f"{PEER}, without resizing": load_reference(resize=False),
+            "ours": load_ours(images, file, cache),
+            PEER: load_reference(images, file, resize=True),
+            f"{PEER}, without resizing": load_reference(images, file, resize=False),
         }
         seconds = in_turns(works, rounds=3 if quick else rounds)
     report(
-        "loading at 800/1333 with masks, one worker, coco_tiny",
+        f"loading at 800/1333 with masks, one worker, {data.name}",
         seconds,
         peer=PEER,
-        work=80,
+        work=len(Reference(images, file)),
         unit="images",
         **figures,
     )

@@ -149,12 +149,12 @@ def report(
             "" if memory is None else f"{memory:.0f} MB",
         )
     Console(width=110).print(table)
-    best = next(name for name in seconds if name != peer)
+    first = next(name for name in seconds if name != peer)
     print(
         json.dumps(
             {
                 "benchmark": title,
-                "ratio": results[best]["ratio"],
+                "ratio": results[first]["ratio"],
                 "peer": peer,
                 "device": device_name(),
                 "versions": {name: version(name) for name in PACKAGES},

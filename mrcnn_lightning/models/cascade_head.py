@@ -70,6 +70,11 @@ class CascadeBoxHead(nn.Module):
         )
         self.selector = selector
 
+    def compile(self, **options: Any) -> None:
+        """Have `torch.compile` make kernels for the stages, which are called one by one."""
+        for branch in self.branches:
+            branch.compile(**options)
+
     def _stage(
         self, features: Sequence[Tensor], boxes: Tensor, branch: nn.Module
     ) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 B images, D detections.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,8 +69,18 @@ class Detector(nn.Module):
     def compile_parts(self) -> None:
         """Have `torch.compile` make kernels for what consists of layers; weights keep their names.
 
-        A part is compiled for its first size, and once more for all others.
+        A part is compiled for its first size, and once more for all others; training, evaluation
+        and batches of one image have kernels of their own.
+
+        Raises:
+            ValueError: there is no C++ compiler.
         """
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+        if not any(shutil.which(name) for name in compilers):
+            raise ValueError(
+                "torch.compile (task.compiled=true or --compile) needs a C++ compiler, and there is "
+                "none on the PATH: install g++, or leave it out"
+            )
         for part in (self.backbone, self.neck, self.rpn, self.box_head):
             part.compile()
         if self.mask_head is not None:

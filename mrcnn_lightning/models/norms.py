@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -53,10 +54,14 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, features: Tensor) -> Tensor:
     That is the same up to rounding, and spares scaling a map. A small map is scaled all the same:
     it is less than the weights, of which training would have to keep a second copy.
     """
-    batch_norm = isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
-    is_fixed = isinstance(norm, FrozenBatchNorm2d) or (batch_norm and not norm.training)
+    is_frozen = type(norm) is FrozenBatchNorm2d
+    is_batch_norm = type(norm) is nn.BatchNorm2d and norm.affine and norm.running_var is not None
+    is_fixed = is_frozen or (is_batch_norm and not norm.training)
+    is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"  # others may do more
     cells = features[:, 0].numel() // (conv.stride[0] * conv.stride[1])
-    if not is_fixed or cells < conv.weight[0].numel():
+    # Compiled parts have one way for all sizes.
+    is_small = not torch.compiler.is_compiling() and cells < conv.weight[0].numel()
+    if not is_fixed or not is_plain or is_small:
         return norm(conv(features))
     assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None

@@ -3,14 +3,12 @@
 B images, N candidates, S kept.
 """
 
-from importlib.util import find_spec
+import warnings
+from functools import cache
 
 import torch
 import torchvision
 from torch import Tensor
-
-# Comes with torch's builds for CUDA on Linux.
-_HAS_TRITON = find_spec("triton") is not None
 
 
 def batched_nms(
@@ -32,9 +30,22 @@ def batched_nms(
         index (B, S) int64, best first, and valid (B, S) bool.
     """
     groups = groups.expand(len(boxes), -1)
-    if boxes.is_cuda and _HAS_TRITON:
+    if boxes.is_cuda and _kernel_works(boxes.device):
         return nms_at_once(boxes, scores, groups, iou_threshold=iou_threshold, num=num)
     return nms_by_image(boxes, scores, groups, iou_threshold=iou_threshold, num=num)
+
+
+@cache
+def _kernel_works(device: torch.device) -> bool:
+    """Whether Triton is there and can do its work on a device: it wants a C compiler."""
+    boxes = torch.zeros(1, 1, 4, device=device)
+    scores, groups = boxes[..., 0], torch.zeros(1, 1, dtype=torch.int64, device=device)
+    try:
+        nms_at_once(boxes, scores, groups, iou_threshold=0.5, num=1)
+    except Exception as error:  # what Triton raises has no common ancestor
+        warnings.warn(f"NMS goes image by image, since Triton does not work: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def nms_by_image(

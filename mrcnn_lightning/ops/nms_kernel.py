@@ -99,17 +99,18 @@ def keep_best(
     """
     kept = torch.zeros(len(boxes), num, dtype=torch.int64, device=boxes.device)
     num_kept = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    _keep[(len(boxes),)](
-        boxes.contiguous(),
-        groups.contiguous(),
-        num_candidates,
-        kept,
-        num_kept,
-        boxes.shape[1],
-        num,
-        iou_threshold,
-        tile=TILE,
-        chunk=CHUNK,
-        num_warps=8,
-    )
+    with torch.cuda.device_of(boxes):
+        _keep[(len(boxes),)](
+            boxes.contiguous(),
+            groups.contiguous(),
+            num_candidates,
+            kept,
+            num_kept,
+            boxes.shape[1],
+            num,
+            iou_threshold,
+            tile=TILE,
+            chunk=CHUNK,
+            num_warps=8,
+        )
     return kept, num_kept

@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -93,25 +94,31 @@ class LossProgressBar(RichProgressBar):
 class DataWait(Callback):
     """Logs `train/data_wait`, the share of training's time that it waits for data, in [0, 1].
 
-    Over the last `trainer.log_every_n_steps` batches, evaluations aside. On a GPU a wait counts too
-    that the device does not notice, since it still has work.
+    Of this rank, over the last `trainer.log_every_n_steps` batches, evaluations aside. On a GPU a
+    wait counts too that the device does not notice, since it still has work.
     """
 
-    def __init__(self) -> None:
-        # When each of the last batches ended, and how long training had waited until then.
-        self._ends: deque[tuple[float, float]] = deque()
-
-    def on_train_epoch_start(
+    def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Start anew."""
-        self._ends = deque(maxlen=trainer.log_every_n_steps + 1)  # type: ignore[attr-defined]
+        """Start."""
+        # When each of the last batches ended, and how long training had waited until then.
+        most = trainer.log_every_n_steps + 1  # type: ignore[attr-defined]
+        self._ends: deque[tuple[float, float]] = deque(maxlen=most)
+        self._note(trainer)
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Start anew."""
-        self._ends.clear()
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._ends.clear()
+            self._note(trainer)
+
+    def _note(self, trainer: lightning.Trainer) -> None:
+        loader = trainer.train_dataloader
+        assert isinstance(loader, TimedLoader)
+        self._ends.append((time.perf_counter(), loader.seconds_waited))
 
     def on_train_batch_end(
         self,
@@ -122,14 +129,11 @@ class DataWait(Callback):
         batch_idx: int,
     ) -> None:
         """Log."""
-        loader = trainer.train_dataloader
-        assert isinstance(loader, TimedLoader)
-        self._ends.append((time.perf_counter(), loader.seconds_waited))
+        self._note(trainer)
         (first, waited_at_first), (last, waited) = self._ends[0], self._ends[-1]
-        if last > first:
-            # A tensor on the host: a number would be copied to the device, which waits for it.
-            share = torch.tensor((waited - waited_at_first) / (last - first))
-            pl_module.log("train/data_wait", share, batch_size=len(batch))
+        # A tensor on the host: a number would be copied to the device, and the host would wait.
+        share = torch.tensor((waited - waited_at_first) / (last - first))
+        pl_module.log("train/data_wait", share, batch_size=len(batch))
 
 
 class APTable(Callback):

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
@@ -19,44 +19,7 @@ from mrcnn_lightning.models.weight_files import SPEC_KEY
 from mrcnn_lightning.models.weights import differences, load_detector
 from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
-
-
-def parameter_groups(
-    model: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float,
-    decay_biases: bool,
-    backbone_lr_factor: float,
-) -> list[dict[str, Any]]:
-    """Named groups for an optimizer: norms do not decay, the backbone has its own rate.
-
-    Args:
-        model: a detector.
-        lr: of all but the backbone.
-        weight_decay: of matrices and convolutions.
-        decay_biases: whether their biases decay too.
-        backbone_lr_factor: the backbone's part of `lr`.
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_bias = f"{name.removesuffix('bias')}weight" in matrices
-        in_backbone, decays = name.startswith("backbone."), name in matrices
-        decays = decays or (decay_biases and is_bias)
-        group = f"{'backbone' if in_backbone else 'heads'}{'' if decays else '_no_decay'}"
-        groups.setdefault(
-            group,
-            {
-                "name": group,
-                "params": [],
-                "lr": lr * (backbone_lr_factor if in_backbone else 1.0),
-                "weight_decay": weight_decay if decays else 0.0,
-            },
-        )["params"].append(parameter)
-    return list(groups.values())
+from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
 
 
 class DetectionTask(lightning.LightningModule):
@@ -141,13 +104,7 @@ class DetectionTask(lightning.LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        precision = self.trainer.precision
-        if settings.get("fused") and self.trainer.gradient_clip_val and "mixed" in precision:
-            raise ValueError(
-                f"optimizer.fused=true does not go with trainer.gradient_clip_val and "
-                f"trainer.precision={precision}: set optimizer.fused=false"
-            )
-        optimizer = self.make_optimizer(groups)
+        optimizer = self.make_optimizer(groups, **fused_option(self.make_optimizer, self.trainer))
         scheduler = self.make_scheduler(optimizer, total_steps=int(total_steps))
         return {
             "optimizer": optimizer,
@@ -275,6 +232,9 @@ class DetectionTask(lightning.LightningModule):
                 f"ckpt_path is of another architecture: {problems}; give the same overrides as in "
                 "its run (config.yaml in its folder)"
             )
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:  # would undo what this run's optimizer is
+                group |= fused_option(self.make_optimizer, self.trainer)
 
 
 def _require_truth(data: COCODataModule, split: str, *, has_masks: bool) -> None:

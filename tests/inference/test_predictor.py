@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,6 +77,7 @@ def test_faster_predictions_are_nearly_the_same(
         "compile",
         lambda *args, **kw: compile_part(*args, backend="aot_eager", **kw),
     )
+    monkeypatch.setattr(shutil, "which", lambda name: name)  # one is needed by Inductor alone
     exact = Predictor.from_checkpoint(checkpoint, device="cpu")(photos)
     fast = Predictor.from_checkpoint(checkpoint, device="cpu", **options)(photos)
     confident = far = 0

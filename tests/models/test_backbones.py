@@ -123,6 +123,23 @@ def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
     assert backbone.strides == [4, 8, 16, 32]
 
 
+def test_norms_that_do_more_are_left_whole() -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    backbone = timm_backbone(
+        name="densenet121",  # its norms are followed by ReLUs of their own
+        pixels=PIXELS,
+        out_indices=[1, 2],
+        trainable_stages=1,
+        weights=None,
+    ).eval()
+    assert any(isinstance(layer, timm.layers.BatchNormAct2d) for layer in backbone.body)
+    features = image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for layer in backbone.body:
+            features = layer(features)
+        assert torch.equal(backbone(image)[-1], features)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_timms_features_are_timms(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm", reason="timm is an extra")

@@ -167,6 +167,7 @@ def test_compiled_parts_give_the_same_losses(
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda *args, **kw: compile_part(*args, backend=backend, **kw)
     )
+    monkeypatch.setattr(shutil, "which", lambda name: name)  # one is needed by Inductor alone
     compiled.compile_parts()
     assert list(compiled.state_dict()) == list(model.state_dict())
     torch._dynamo.reset()
@@ -193,6 +194,7 @@ def test_masks_of_empty_places_change_nothing(
 ) -> None:
     batch = make_batch([(96, 128), (64, 64)], [[[10.0, 12, 60, 70]], []], [[1], []])
     model.eval()
+    model.box_head.selector.min_score = model.predict(batch).scores.median().item()
     expected = model.predict(batch)
 
     def every_place(labels: torch.Tensor) -> tuple[torch.Tensor, ...]:  # as on a GPU
@@ -267,3 +269,19 @@ def test_the_host_waits_for_a_gpu_twice_a_step_at_most(model: Detector) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(waits) <= 2
+
+
+def test_torch_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch, model: Detector) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        model.compile_parts()
+
+
+def test_the_stages_of_a_cascade_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled = build_model(*SMALL, "model/box_head=cascade"), []
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda part, **_: compiled.append(type(part).__name__)
+    )
+    model.compile_parts()
+    assert compiled == ["Backbone", "FPN", "RPN", *["BoxBranch"] * 3, "MaskHead"]
