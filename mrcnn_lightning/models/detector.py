@@ -78,8 +78,8 @@ class Detector(nn.Module):
         compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
         if not any(shutil.which(name) for name in compilers):
             raise ValueError(
-                "torch.compile (task.compiled=true or --compile) needs a C++ compiler, and there is "
-                "none on the PATH: install g++, or leave it out"
+                "torch.compile (task.compiled=true or --compile) needs a C++ compiler, and none "
+                "is on the PATH: install g++, or leave it out"
             )
         for part in (self.backbone, self.neck, self.rpn, self.box_head):
             part.compile()
