@@ -103,7 +103,7 @@ class DataWait(Callback):
     ) -> None:
         """Start."""
         # When each of the last batches ended, and how long training had waited until then.
-        most = trainer.log_every_n_steps + 1  # type: ignore[attr-defined]
+        most = max(trainer.log_every_n_steps, 1) + 1  # type: ignore[attr-defined]
         self._ends: deque[tuple[float, float]] = deque(maxlen=most)
         self._note(trainer)
 
