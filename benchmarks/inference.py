@@ -144,9 +144,9 @@ def main(
     found = {name: find(same) for name, find in finders.items()}
     differences = {name: compare(found[name], found[PEER]) for name in names if name != PEER}
     print(differences)
-    seconds = in_turns(finders, rounds=rounds, warmup=2)
     if any(each["unmatched"] for each in differences.values()) and not torch.cuda.is_available():
         raise SystemExit("the contenders do not find the same")
+    seconds = in_turns(finders, rounds=rounds, warmup=2)
     figures: dict[str, Any] = {"differences": differences, "real_photos": PHOTOS.is_dir()}
     del finders
     report(
