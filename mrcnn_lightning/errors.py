@@ -1,10 +1,9 @@
-"""What a user got wrong is answered in one sentence, and what is right causes no warning."""
+"""What a user got wrong is answered in one sentence."""
 
 import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,8 @@ from hydra.errors import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from mrcnn_lightning.log import log_to_file
+
 USER_ERRORS = (
     ValueError,
     TypeError,  # an option that a part does not have
@@ -25,18 +26,6 @@ USER_ERRORS = (
     MisconfigurationException,
     OmegaConfBaseException,
 )
-# Starts of warnings about what is meant to be so.
-KNOWN_WARNINGS = (
-    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own code, with torch 2.15
-    "You are using a custom batch sampler `EvalBatchSampler`",  # it deals every image, as it should
-    "The dirpath has changed from",  # a resumed run writes to a new folder
-)
-
-
-def ignore_known_warnings() -> None:
-    """Keep warnings that ask for nothing from hiding those that do."""
-    for start in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", message=re.escape(start))
 
 
 @contextmanager
@@ -53,13 +42,18 @@ def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
         yield
     except USER_ERRORS as error:
         if "HYDRA_FULL_ERROR" in os.environ:
+            log_to_file(traceback.format_exc())
             raise
         file = Path(folder, "error.txt")
         file.write_text(traceback.format_exc())
+        log_to_file(traceback.format_exc())
         print(f"error: {sentence(error)}\n(details: {file})", file=sys.stderr)
         if in_sweep:
             raise CompactHydraException(f"this job failed, see {file}") from None
         sys.exit(1)
+    except Exception:
+        log_to_file(traceback.format_exc())
+        raise
 
 
 def sentence(error: BaseException) -> str:

@@ -8,11 +8,13 @@ import hydra
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE
-from mrcnn_lightning.errors import ignore_known_warnings, in_one_sentence
+from mrcnn_lightning.errors import in_one_sentence
+from mrcnn_lightning.log import kept_in_log
 from mrcnn_lightning.phases import run_phases, save_last
 from mrcnn_lightning.training.devices import check_devices
 
@@ -44,11 +46,7 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     spec = {key: resolved["data"][key] for key in ("resize", "canvas")}
     spec |= {"model": resolved["model"], "show_score": cfg.show_score, "phase": phase}
     task = _build(cfg.task)(spec=spec | classes, **classes)
-    trainer = _build(
-        cfg.trainer,
-        callbacks=[_build(callback) for callback in cfg.callbacks.values() if callback],
-        logger=[_build(logger) for logger in cfg.logger.values()],
-    )
+    trainer = _trainer(cfg)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, Path(cfg.run_dir, "config.yaml"), resolve=True)
         for logger in trainer.loggers:
@@ -67,12 +65,24 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     return task.results.get("ap"), save_last(trainer, cfg.run_dir) if phase else None
 
 
+def _trainer(cfg: DictConfig) -> lightning.Trainer:
+    """The trainer, with the callbacks of the configuration and none of Lightning's own."""
+    callbacks = [_build(callback) for callback in cfg.callbacks.values() if callback]
+    return _build(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=[_build(logger) for logger in cfg.logger.values()],
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
+    )
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """What `python train.py` and `mrcnn train` start."""
-    ignore_known_warnings()
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    with in_one_sentence(cfg.run_dir, in_sweep=in_sweep):
+    with kept_in_log(), in_one_sentence(cfg.run_dir, in_sweep=in_sweep):
         return run(cfg, in_sweep=in_sweep)
 
 

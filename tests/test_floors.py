@@ -16,6 +16,7 @@ FLOORS = {
     "training": 3,
     "inference": 3,
     "summary": 3,
+    "log": 3,
     "errors": 4,
     "phases": 4,
     "run": 4,

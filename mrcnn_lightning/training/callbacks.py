@@ -1,5 +1,6 @@
 """Callbacks that Lightning lacks."""
 
+import logging
 import shutil
 import time
 from collections import deque
@@ -7,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import rich
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from mrcnn_lightning.data.loader import TimedLoader
@@ -171,8 +174,47 @@ class APTable(Callback):
             rows += [f"ap/{name}" for name in task.model.class_names]
         for row in rows:
             values = [task.results.get(f"{kind}_{row}", -1.0) for kind in kinds]
-            table.add_row(row, *(f"{value:.3f}" if value >= 0 else "-" for value in values))
-        Console().print(table)
+            # A class may be called [red], which as a plain string would be markup.
+            table.add_row(Text(row), *(f"{value:.3f}" if value >= 0 else "-" for value in values))
+        _show(table)
+
+
+class PartsTable(ModelSummary):
+    """Prints the model's parts and their parameters before training.
+
+    Lightning's own table has FLOPs too, which would be 0; `mrcnn info` counts them.
+
+    Args:
+        max_depth: of the modules that are listed.
+    """
+
+    def __init__(self, *, max_depth: int) -> None:
+        super().__init__(max_depth=max_depth)
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Print."""
+        columns = dict(summary_data)
+        title = f"{total_parameters:,} parameters, {trainable_parameters:,} of them trained"
+        table = Table("part", "what", title=title, title_justify="left")
+        table.add_column("parameters", justify="right")
+        for row in zip(*(columns[key] for key in ("Name", "Type", "Params")), strict=True):
+            table.add_row(*(Text(cell) for cell in row))
+        _show(table)
+
+
+def _show(table: Table) -> None:
+    """Print a table on the screen, above a progress bar if there is one, and in the run's log."""
+    rich.get_console().print(table)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            Console(file=handler.stream, width=100).print(table)
 
 
 class PredictionPictures(Callback):
