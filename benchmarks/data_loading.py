@@ -50,7 +50,7 @@ def our_dataset(images: Path, file: Path, cache: str) -> COCODataset:
         mini_mask_size=112,
         skip_empty=False,
         max_objects=None,
-        boxes_from_masks=False,
+        boxes_from="file",
         seed=0,
     )
 

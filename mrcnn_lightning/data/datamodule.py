@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
@@ -14,7 +14,7 @@ from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sizing import Canvas, Resize
-from mrcnn_lightning.data.transforms import compose_transforms
+from mrcnn_lightning.data.transforms import BoxSource, compose_transforms
 from mrcnn_lightning.structures import Batch
 
 # What each stage reads; the last is what it evaluates.
@@ -45,13 +45,13 @@ class COCODataModule(lightning.LightningDataModule):
         mini_mask_size: cells a side of the masks that are learnt from; None for no masks.
         skip_empty: whether training leaves out images without an object that is no crowd.
         max_objects: at most so many objects of an image in training, drawn at random; or None.
-        boxes_from_masks: whether boxes in training are those of the masks' pixels.
+        boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `transform_objects`.
         num_workers: processes a device that load images.
         cache_dir: for packed annotations.
         seed: of the order of images and of augmentation.
 
     Raises:
-        ValueError: a size is less than 1, or the seed is no whole number.
+        ValueError: a size is less than 1, the seed is no whole number, or there are no such boxes.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class COCODataModule(lightning.LightningDataModule):
         mini_mask_size: int | None,
         skip_empty: bool,
         max_objects: int | None,
-        boxes_from_masks: bool,
+        boxes_from: BoxSource,
         num_workers: int,
         cache_dir: str,
         seed: int,
@@ -83,6 +83,10 @@ class COCODataModule(lightning.LightningDataModule):
                 raise ValueError(f"data.{key}={value} is less than 1")
         if not isinstance(seed, int):
             raise ValueError(f"seed={seed} is no whole number")
+        if boxes_from not in get_args(BoxSource):
+            raise ValueError(
+                f"data.boxes_from={boxes_from} is not one of {', '.join(get_args(BoxSource))}"
+            )
         if mini_mask_size is not None and mini_mask_size < 1:
             raise ValueError(
                 f"data.mini_mask_size={mini_mask_size} is less than 1; null is no masks"
@@ -101,7 +105,7 @@ class COCODataModule(lightning.LightningDataModule):
         self.mini_mask_size = mini_mask_size
         self.skip_empty = skip_empty
         self.max_objects = max_objects
-        self.boxes_from_masks = boxes_from_masks
+        self.boxes_from = boxes_from
         self.num_workers = num_workers
         self.cache_dir = cache_dir
         self.seed = seed
@@ -210,7 +214,7 @@ class COCODataModule(lightning.LightningDataModule):
 
     def _require_masks(self) -> None:
         without = self.annotations["train"].without_mask
-        if not self.boxes_from_masks or (self.mini_mask_size is not None and not without):
+        if self.boxes_from == "file" or (self.mini_mask_size is not None and not without):
             return
         if self.mini_mask_size is None:
             reason = "data.mini_mask_size is null, or the model has no mask head"
@@ -220,7 +224,7 @@ class COCODataModule(lightning.LightningDataModule):
                 f"segmentation, the first is annotation {without[0]}"
             )
         raise ValueError(
-            f"data.boxes_from_masks=true wants masks, but {reason}: set data.boxes_from_masks=false"
+            f"data.boxes_from={self.boxes_from} wants masks, but {reason}: set data.boxes_from=file"
         )
 
     def val_dataloader(self) -> TimedLoader:
@@ -257,7 +261,7 @@ class COCODataModule(lightning.LightningDataModule):
             mini_mask_size=self.mini_mask_size,
             skip_empty=in_training and self.skip_empty,
             max_objects=self.max_objects if in_training else None,
-            boxes_from_masks=in_training and self.boxes_from_masks,
+            boxes_from=self.boxes_from if in_training else "file",
             seed=self.seed,
         )
 

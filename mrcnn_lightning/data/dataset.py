@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas
-from mrcnn_lightning.data.transforms import Sample, transform_objects
+from mrcnn_lightning.data.transforms import BoxSource, Sample, transform_objects
 from mrcnn_lightning.ops.sampling import image_key
 from mrcnn_lightning.structures import Batch, Targets
 
@@ -32,7 +32,7 @@ class COCODataset(Dataset[Sample]):
         mini_mask_size: M, or None for no masks.
         skip_empty: whether images without an object that is no crowd are left out.
         max_objects: at most so many of an image's objects, drawn at random, or None for all.
-        boxes_from_masks: see `transform_objects`.
+        boxes_from: see `transform_objects`.
         seed: of the run.
 
     Raises:
@@ -48,7 +48,7 @@ class COCODataset(Dataset[Sample]):
         mini_mask_size: int | None,
         skip_empty: bool,
         max_objects: int | None,
-        boxes_from_masks: bool,
+        boxes_from: BoxSource,
         seed: int,
     ) -> None:
         if max_objects is not None and max_objects < 1:
@@ -58,7 +58,7 @@ class COCODataset(Dataset[Sample]):
         self.transform = transform
         self.mini_mask_size = None if annotations.without_mask else mini_mask_size
         self.max_objects = max_objects
-        self.boxes_from_masks = boxes_from_masks
+        self.boxes_from = boxes_from
         self.seed = seed
         every = torch.arange(len(annotations))
         self._kept = every[annotations.num_trainable() > 0] if skip_empty else every
@@ -90,7 +90,7 @@ class COCODataset(Dataset[Sample]):
                 self.annotations.objects(index),
                 self.transform,
                 mini_mask_size=self.mini_mask_size,
-                boxes_from_masks=self.boxes_from_masks,
+                boxes_from=self.boxes_from,
             )
             if self.max_objects is not None:
                 targets = _thinned(targets, self.max_objects)

@@ -102,6 +102,56 @@ def pixel_boxes(masks: Sequence[ObjectMask], size: tuple[int, int]) -> Tensor:
     return boxes
 
 
+def outline_boxes(masks: Sequence[ObjectMask], size: tuple[int, int]) -> Tensor:
+    """Boxes (G, 4) of the part of each mask's outline in an image of `size`, zeros for none.
+
+    Not of whole pixels, but for masks that are pixels: the nearest of the object's own.
+    """
+    boxes = torch.zeros(len(masks), 4)
+    for number, mask in enumerate(masks):
+        if mask.pixels is not None:
+            boxes[number] = _box_of_ones(mask, size)
+            continue
+        parts = [_within(points.double(), size) for points in mask.points]
+        inside = torch.cat(parts) if parts else torch.zeros(0, 2)
+        if len(inside):
+            boxes[number] = torch.cat([inside.amin(0), inside.amax(0)])
+    return boxes
+
+
+def _within(polygon: Tensor, size: tuple[int, int]) -> Tensor:
+    """Points (P', 2) that bound the part of a polygon (P, 2) that lies in an image of `size`.
+
+    They are the ends of what is left of its edges, and the image's corners that it covers.
+    """
+    limit = polygon.new_tensor([size[1], size[0]])
+    if (polygon >= 0).all() and (polygon <= limit).all():
+        return polygon
+    start, step = polygon, polygon.roll(-1, 0) - polygon
+    # The parts 0 to 1 of an edge at which it crosses the lines of the image's sides, on each axis.
+    crossings = torch.stack([-start / step, (limit - start) / step])  # (2, P, 2)
+    enters, leaves = crossings.amin(0), crossings.amax(0)
+    # An edge along an axis never crosses the two sides there: it is all between them, or not.
+    is_parallel, is_between = step == 0, (start > 0) & (start < limit)
+    enters = torch.where(is_parallel, torch.where(is_between, -torch.inf, torch.inf), enters)
+    leaves = torch.where(is_parallel, torch.inf, leaves)
+    first, last = enters.amax(1).clamp(min=0), leaves.amin(1).clamp(max=1)  # (P,)
+    kept = first < last
+    ends = [start[kept] + part[kept, None] * step[kept] for part in (first, last)]
+    corners = limit * polygon.new_tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    # A polygon that ends at the image's side covers the corner: looked at a hair further inside.
+    return torch.cat([*ends, corners[_covers(polygon, corners.lerp(limit / 2, 1e-6))]])
+
+
+def _covers(polygon: Tensor, points: Tensor) -> Tensor:
+    """Whether a polygon (P, 2) covers points (N, 2): a ray to the right crosses an odd number."""
+    (x1, y1), (x2, y2) = polygon.unbind(1), polygon.roll(-1, 0).unbind(1)
+    x, y = points[:, :1], points[:, 1:]  # (N, 1)
+    straddles = (y1 > y) != (y2 > y)  # (N, P)
+    at = x1 + (y - y1) / (y2 - y1) * (x2 - x1)
+    return (straddles & (x < at)).sum(1) % 2 == 1
+
+
 def _box_of_ones(mask: ObjectMask, size: tuple[int, int]) -> Tensor:
     x1, y1, x2, y2 = mask.extent.tolist()
     left, top = max(math.floor(x1), 0), max(math.floor(y1), 0)

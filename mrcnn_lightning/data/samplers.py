@@ -20,9 +20,11 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of one rank: shuffled, wide images apart from high ones, going on where it stands.
 
     Training is one endless stream of epochs, each a new order of all images of which the last
-    N % B are left out. The images of a step are the same on any number of ranks and accumulated
-    batches; a batch holds (epoch, index) of each image. An iteration starts after the images that
-    training has seen, so that a resumed run goes on exactly, and is one epoch long.
+    N % B are left out. In that order images wait for others of their orientation until a batch of
+    one device is full (Detectron2): a step has wide and high batches, and its images are the same
+    on any number of ranks and accumulated batches only where all have one orientation. A batch
+    holds (epoch, index) of each image. An iteration starts after the images that training has seen,
+    so that a resumed run goes on exactly, and is one epoch long.
 
     Args:
         image_sizes: (N, 2) height and width.
@@ -45,7 +47,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: int,
         images_seen: Callable[[], int],
     ) -> None:
-        self.is_wide = image_sizes[:, 1] >= image_sizes[:, 0]
+        self.is_wide = image_sizes[:, 1] > image_sizes[:, 0]  # a square is not (Detectron2)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -70,17 +72,21 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
             epoch, first = epoch + 1, 0
 
     def _steps(self, epoch: int) -> Tensor:
-        """The images of each step of an epoch, (steps, B); at most one has wide and high images."""
+        """The images of each step of an epoch, (steps, B), one device's batch after the other.
+
+        At most one batch, the last of the epoch, has wide and high images.
+        """
         generator = torch.Generator().manual_seed(image_key(self.seed, epoch, _ORDER))
         order = torch.randperm(len(self.is_wide), generator=generator)
         order = order[: self.num_steps * self.batch_size]
-        wide = self.is_wide[order]
-        groups = [order[wide], order[~wide]]
-        whole = [len(group) // self.batch_size * self.batch_size for group in groups]
-        full = [group[:end] for group, end in zip(groups, whole, strict=True)]
-        rest = [group[end:] for group, end in zip(groups, whole, strict=True)]
-        steps = torch.cat([*full, *rest]).view(-1, self.batch_size)
-        return steps[torch.randperm(len(steps), generator=generator)]
+        is_wide, size = self.is_wide[order], self.batch_size // (self.world_size * self.accumulate)
+        groups = [torch.nonzero(of_group)[:, 0] for of_group in (is_wide, ~is_wide)]  # places
+        whole = [len(group) // size * size for group in groups]
+        full = torch.cat([group[:end] for group, end in zip(groups, whole, strict=True)])
+        rest = torch.cat([group[end:] for group, end in zip(groups, whole, strict=True)])
+        batches = full.view(-1, size)
+        batches = batches[batches[:, -1].argsort()]  # as soon as the last image is there
+        return order[torch.cat([batches.flatten(), rest])].view(-1, self.batch_size)
 
 
 class EvalBatchSampler(Sampler[list[tuple[int, int]]]):

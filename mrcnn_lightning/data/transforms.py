@@ -5,7 +5,7 @@ G objects of one image, P points, M mini-mask side.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
 from mrcnn_lightning.data.annotations import Objects
-from mrcnn_lightning.data.object_masks import frames_of, masks_of, mini_masks, pixel_boxes
+from mrcnn_lightning.data.object_masks import (
+    frames_of,
+    masks_of,
+    mini_masks,
+    outline_boxes,
+    pixel_boxes,
+)
 
 # An object is gone when less of it than this is left in the image, in pixels (Detectron2's).
 _MIN_SIDE = 1e-5
@@ -36,6 +42,8 @@ _FOLLOWED = (
     v2.Identity,
     v2.RandomErasing,
 )
+# Where boxes come from: the file, the masks' pixels, or the outlines of the masks.
+BoxSource = Literal["file", "pixels", "outlines"]
 _CONTAINERS = (v2.Compose, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
 
 
@@ -169,7 +177,7 @@ def transform_objects(
     transform: Callable[..., Any],
     *,
     mini_mask_size: int | None,
-    boxes_from_masks: bool,
+    boxes_from: BoxSource,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """An image and its objects after a transform; objects that have left the image are gone.
 
@@ -178,8 +186,10 @@ def transform_objects(
         objects: in pixels of this image.
         transform: one of torchvision's v2, see `compose_transforms`.
         mini_mask_size: M, or None for no masks.
-        boxes_from_masks: whether boxes become those of the masks' pixels in the new image, in whole
-            pixels, and objects without a pixel are gone; there must be masks.
+        boxes_from: `file`, cut to the new image; `pixels`, those of the masks in the new image, in
+            whole pixels (reference model A); or `outlines`, those of the part of the polygons that
+            is in the new image (Detectron2, where it crops). The last two want masks, and objects
+            of which nothing is left are gone.
 
     Returns:
         The image, and `boxes`, `labels`, `crowd`, `masks` and `mask_frames` as in `Sample`.
@@ -205,14 +215,15 @@ def transform_objects(
     boxes = torch.cat([ends.amin(1), ends.amax(1)], dim=1)
     boxes = boxes.view(-1, 2, 2).clamp(torch.zeros(2), limit).view(-1, 4)
     whole = [replace(mask, points=[next(parts) for _ in mask.points]) for mask in whole]
-    if boxes_from_masks:
+    if boxes_from != "file":
         assert mini_mask_size is not None
-        boxes = pixel_boxes(whole, (image.shape[1], image.shape[2]))
+        measure = pixel_boxes if boxes_from == "pixels" else outline_boxes
+        boxes = measure(whole, (image.shape[1], image.shape[2]))
     kept = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(dim=1)
     masks = frames = None
     if mini_mask_size is not None:
         whole = [mask for mask, is_kept in zip(whole, kept.tolist(), strict=True) if is_kept]
-        frames = boxes[kept] if boxes_from_masks else frames_of(whole, boxes[kept])
+        frames = boxes[kept] if boxes_from == "pixels" else frames_of(whole, boxes[kept])
         masks = mini_masks(whole, frames, mini_mask_size)
     return image.as_subclass(Tensor), {
         "boxes": boxes[kept],

@@ -23,6 +23,8 @@ def multistep(
 ) -> LambdaLR:
     """Linear warm-up, then drops (Mask R-CNN, section 3.1; Detectron's 1x is 60k and 80k of 90k).
 
+    Parts of the run are rounded to whole steps.
+
     Args:
         optimizer: whose learning rates are scheduled.
         total_steps: of the run.
@@ -31,11 +33,12 @@ def multistep(
         milestones: after which parts of the run the rate drops.
         gamma: what a drop multiplies it with.
     """
+    warmup_steps = round(warmup * total_steps)
+    drops = [round(milestone * total_steps) for milestone in milestones]
 
     def factor(step: int) -> float:
-        progress = step / total_steps
-        drops = sum(progress >= milestone for milestone in milestones)
-        return _warmup(progress, warmup, warmup_factor) * gamma**drops
+        dropped = gamma ** sum(step >= drop for drop in drops)
+        return _warmup(step, warmup_steps, warmup_factor) * dropped
 
     return LambdaLR(optimizer, factor)
 

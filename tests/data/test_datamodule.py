@@ -190,20 +190,20 @@ def test_too_few_images_with_objects(
 def test_boxes_from_masks_want_masks(
     small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
 ) -> None:
-    error = refused(small("data.boxes_from_masks=true", "data.mini_mask_size=null"))
-    assert "data.mini_mask_size is null" in error and "data.boxes_from_masks=false" in error
+    error = refused(small("data.boxes_from=pixels", "data.mini_mask_size=null"))
+    assert "data.mini_mask_size is null" in error and "data.boxes_from=file" in error
     content: Any = json.loads((shapes_root / "annotations" / "instances_train.json").read_text())
     chosen = next(entry for entry in content["annotations"] if not entry["iscrowd"])
     chosen["segmentation"] = []
     (tmp_path / "train.json").write_text(json.dumps(content))
     file = f"data.train_json={tmp_path}/train.json"
-    error = refused(small("data.boxes_from_masks=true", file))
+    error = refused(small("data.boxes_from=pixels", file))
     assert f"1 objects of {file} have no segmentation" in error
     assert f"the first is annotation {chosen['id']}" in error
 
 
 def test_only_training_changes_the_objects(small: Callable[..., COCODataModule]) -> None:
-    options = ("data.boxes_from_masks=true", "data.max_objects=1", "data.skip_empty=true")
+    options = ("data.boxes_from=pixels", "data.max_objects=1", "data.skip_empty=true")
     data, plain = small(*options), small()
     for one in (data, plain):
         one.setup("fit")

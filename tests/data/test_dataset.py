@@ -24,7 +24,7 @@ def dataset(shapes_root: Path, tmp_path: Path) -> COCODataset:
         mini_mask_size=28,
         skip_empty=False,
         max_objects=None,
-        boxes_from_masks=False,
+        boxes_from="file",
         seed=3,
     )
 

@@ -53,7 +53,7 @@ def test_boxes_of_polygons_are_those_of_their_pixels() -> None:
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     move = compose_transforms([v2.Resize((90, 100)), v2.RandomHorizontalFlip(1.0)])
     _, targets = transform_objects(
-        image, objects_of(shapes), move, mini_mask_size=28, boxes_from_masks=True
+        image, objects_of(shapes), move, mini_mask_size=28, boxes_from="pixels"
     )
     factor = torch.tensor([100 / 80, 90 / 60])
     mirrored, origin = torch.tensor([-1.0, 1]), torch.tensor([100.0, 0])
@@ -80,7 +80,7 @@ def test_boxes_of_run_lengths_are_those_of_the_resized_mask(size: tuple[int, int
         objects_of([as_rle(mask) for mask in masks]),
         move,
         mini_mask_size=56,
-        boxes_from_masks=True,
+        boxes_from="pixels",
     )
     resized = F.interpolate(torch.stack(masks)[None], size, mode="nearest-exact")[0].flip(1)
     kept = [number for number, mask in enumerate(resized) if mask.any()]
@@ -111,7 +111,7 @@ def test_objects_without_a_pixel_are_gone(kind: str) -> None:
         objects_of(shapes),
         crop,
         mini_mask_size=28,
-        boxes_from_masks=True,
+        boxes_from="pixels",
     )
     assert targets["labels"].tolist() == [1]
     assert targets["boxes"].tolist() == [bounds(drawn(polygons, (60, 80))[:45, :60])]
@@ -132,7 +132,7 @@ def test_boxes_of_cocos_objects_are_those_of_their_pixels(tmp_path: Any) -> None
             objects,
             compose_transforms([]),
             mini_mask_size=28,
-            boxes_from_masks=True,
+            boxes_from="pixels",
         )
         masks = [
             torch.from_numpy(pycocotools.mask.decode({"size": [height, width], "counts": shape}))

@@ -5,15 +5,22 @@ import pytest
 import torch
 
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
+from mrcnn_lightning.ops.sampling import image_key
 
 SIZES = torch.tensor([[30, 40]] * 37 + [[40, 30]] * 14)
 
 
 def sampler(
-    *, batch_size: int = 4, rank: int = 0, world_size: int = 1, accumulate: int = 1, seen: int = 0
+    *,
+    sizes: torch.Tensor = SIZES,
+    batch_size: int = 4,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    seen: int = 0,
 ) -> TrainBatchSampler:
     return TrainBatchSampler(
-        SIZES,
+        sizes,
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
@@ -70,17 +77,67 @@ def test_no_image_is_left_out_for_ever(num_wide: int, num_high: int) -> None:
 def test_the_images_of_a_step_do_not_depend_on_how_they_are_dealt(
     world_size: int, accumulate: int
 ) -> None:
+    """Of one orientation; where there are two, a device's batch has one of them."""
+    wide = torch.tensor([[30, 40]] * 51)
     ranks = [
-        list(sampler(rank=rank, world_size=world_size, accumulate=accumulate))
+        list(sampler(sizes=wide, rank=rank, world_size=world_size, accumulate=accumulate))
         for rank in range(world_size)
     ]
-    for step, expected in enumerate(sampler()):
+    for step, expected in enumerate(sampler(sizes=wide)):
         dealt = chain.from_iterable(
             chain.from_iterable(batches[step * accumulate : (step + 1) * accumulate])
             for batches in ranks
         )
         assert sorted(dealt) == sorted(expected)
     assert all(len(batches) == 12 * accumulate for batches in ranks)
+
+
+def grouped(order: list[int], size: int) -> list[list[int]]:
+    """Detectron2's AspectRatioGroupedDataset, from its definition: the first full bucket goes."""
+    buckets: dict[bool, list[int]] = {False: [], True: []}
+    batches = []
+    for index in order:
+        height, width = MIXED[index].tolist()
+        bucket = buckets[width > height]
+        bucket.append(index)
+        if len(bucket) == size:
+            batches.append(bucket.copy())
+            bucket.clear()
+    rest = buckets[True] + buckets[False]
+    return [*batches, rest] if rest else batches
+
+
+MIXED = torch.tensor([[30, 40]] * 70 + [[40, 40]] * 13 + [[40, 30]] * 20)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (4, 1), (8, 1), (2, 2)])
+def test_a_device_has_images_of_one_orientation_and_a_step_has_both(
+    world_size: int, accumulate: int
+) -> None:
+    ranks = [
+        list(
+            sampler(
+                sizes=MIXED,
+                batch_size=8,
+                rank=rank,
+                world_size=world_size,
+                accumulate=accumulate,
+            )
+        )
+        for rank in range(world_size)
+    ]
+    steps = [
+        [[index for _, index in batches[step * accumulate + part]] for batches in ranks]
+        for step in range(12)
+        for part in range(accumulate)
+    ]
+    batches = list(chain.from_iterable(steps))
+    generator = torch.Generator().manual_seed(image_key(1, 0, -1))
+    order = torch.randperm(len(MIXED), generator=generator)[:96].tolist()
+    assert batches == grouped(order, 8 // (world_size * accumulate))
+    if world_size == 4:
+        both = [len({index < 70 for index in chain.from_iterable(step)}) > 1 for step in steps]
+        assert sum(both) > 6
 
 
 @pytest.mark.parametrize("seen", [0, 4, 28, 44, 48, 92, 480])

@@ -158,7 +158,7 @@ def enlarged_batches(root: Path, cache: Path, *, canvas: Canvas) -> list[Batch]:
         mini_mask_size=28,
         skip_empty=False,
         max_objects=None,
-        boxes_from_masks=False,
+        boxes_from="file",
         seed=0,
     )
     pairs = [[dataset[(0, i)], dataset[(0, i + 1)]] for i in range(0, len(dataset), 2)]
@@ -218,7 +218,7 @@ def test_a_set_of_large_images_fits_a_square(tmp_path: Path) -> None:
         mini_mask_size=28,
         skip_empty=False,
         max_objects=3,
-        boxes_from_masks=True,
+        boxes_from="pixels",
         seed=0,
     )
     batch = collate([dataset[(0, 0)]], canvas=CentredSquare(side=65))

@@ -312,7 +312,7 @@ def test_input(model: Detector) -> None:
     assert data.resize.rule._target_.endswith("sizing.enlarged")
     assert (data.resize.min_size, data.resize.max_size) == (800, 1024)
     assert (data.canvas.side, data.mini_mask_size, data.max_objects) == (1024, 56, 100)
-    assert data.skip_empty and data.boxes_from_masks
+    assert data.skip_empty and data.boxes_from == "pixels"
     batch = image_batch(60, 128, 128)
     assert batch.windows.tolist() == [[0, 34, 128, 94]]
     normalized = model.normalize(batch)

@@ -1,10 +1,13 @@
+from bisect import bisect_right
 from itertools import pairwise
 
+import hydra
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from mrcnn_lightning.training.schedules import cosine, multistep
+from tests.conftest import compose
 
 
 def rates(scheduler: LambdaLR | MultiStepLR | CosineAnnealingLR, steps: int) -> list[float]:
@@ -36,6 +39,30 @@ def test_multistep_is_torchs_after_the_warm_up() -> None:
     assert values[:10] == sorted(values[:10])
     steps = [b - a for a, b in pairwise(values[:10])]
     assert max(steps) == pytest.approx(min(steps))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "warmup", "drops", "steps"),
+    [
+        ("mask_rcnn_r50_fpn_1x", (1000, 0.001), (60000, 80000), 90000),
+        ("mask_rcnn_r50_fpn_3x", (1000, 0.001), (210000, 250000), 270000),
+        ("mask_rcnn_r50_fpn_100ep_lsj", (500, 0.067), (163889, 177546), 184375),
+    ],
+)
+def test_recipes_change_the_rate_at_detectron2s_steps(
+    recipe: str, warmup: tuple[int, float], drops: tuple[int, int], steps: int
+) -> None:
+    """Of its configs COCO-InstanceSegmentation and new_baselines; rates from its definition."""
+    cfg = compose(f"experiment={recipe}")
+    assert cfg.trainer.max_steps == steps
+    make = hydra.utils.instantiate(cfg.scheduler, _convert_="all")
+    (factor,) = make(optimizer(), total_steps=steps).lr_lambdas
+    length, start = warmup
+    for step in [0, 1, length // 2, length - 1, length, length + 1]:
+        done = min(step / length, 1)
+        assert factor(step) == pytest.approx(start * (1 - done) + done, rel=1e-12)
+    for step in [near for drop in drops for near in (drop - 1, drop)] + [steps - 1]:
+        assert factor(step) == pytest.approx(0.1 ** bisect_right(drops, step), rel=1e-12)
 
 
 def test_cosine_is_torchs_after_the_warm_up() -> None:

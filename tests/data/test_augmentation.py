@@ -1,0 +1,158 @@
+"""Random sizes and large-scale jitter against Detectron2's definitions, written out with NumPy."""
+
+from typing import Any
+
+import hydra
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from mrcnn_lightning.data.annotations import Objects
+from mrcnn_lightning.data.augmentation import RandomScale, RandomShorterSide, RandomSquare
+from mrcnn_lightning.data.sizing import shorter_side_rounded
+from mrcnn_lightning.data.transforms import Points, compose_transforms, transform_objects
+from tests.conftest import compose
+
+
+def lines(height: int, width: int) -> Tensor:
+    """An image whose first channel counts rows and whose second counts columns."""
+    rows = torch.arange(height)[:, None].expand(height, width)
+    columns = torch.arange(width).expand(height, width)
+    return torch.stack([rows, columns, torch.full_like(rows, 255)])
+
+
+def corners(height: int, width: int) -> Points:
+    points = torch.tensor([[0.0, 0], [width, height], [7, 5]])
+    return Points(points, canvas_size=(height, width))
+
+
+@pytest.mark.parametrize("size", [(480, 640), (427, 640), (333, 500), (640, 425), (100, 1000)])
+def test_sizes_are_rounded(size: tuple[int, int]) -> None:
+    """ResizeShortestEdge and ResizeScale; torchvision's cut off what is left of a pixel."""
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        shorter = int(torch.randint(6, ())) * 32 + 640
+        torch.manual_seed(seed)
+        move = RandomShorterSide(
+            rule=shorter_side_rounded, min_size=[640, 672, 704, 736, 768, 800], max_size=1333
+        )
+        moved, points = move(image, corners(*size))
+        scale = min(shorter / min(size), 1333 / max(size))
+        assert moved.shape[1:] == tuple(int(side * scale + 0.5) for side in size)
+        assert points[1].tolist() == pytest.approx([moved.shape[2], moved.shape[1]])
+
+        torch.manual_seed(seed)
+        drawn = 0.1 + 1.9 * torch.rand(()).item()
+        torch.manual_seed(seed)
+        moved, points = RandomScale(side=256, scale_range=[0.1, 2.0])(image, corners(*size))
+        factor = np.minimum(256 * drawn / size[0], 256 * drawn / size[1])
+        assert moved.shape[1:] == tuple(np.round(np.multiply(size, factor)).astype(int))
+        assert points[1].tolist() == pytest.approx([moved.shape[2], moved.shape[1]])
+
+
+@pytest.mark.parametrize("size", [(80, 100), (40, 100), (80, 30), (20, 30), (64, 64)])
+def test_squares_have_one_random_number_and_are_padded_right_and_below(
+    size: tuple[int, int],
+) -> None:
+    image = lines(*size).to(torch.uint8)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        most = np.maximum(np.subtract(size, (64, 64)), 0)
+        top, left = np.round(np.multiply(most, torch.rand(()).item())).astype(int)
+        torch.manual_seed(seed)
+        square, points = RandomSquare(side=64, fill=128)(image, corners(*size))
+        expected = np.full((3, 64, 64), 128, dtype=np.uint8)
+        kept = image.numpy()[:, top : top + 64, left : left + 64]
+        expected[:, : kept.shape[1], : kept.shape[2]] = kept
+        assert np.array_equal(square.numpy(), expected)
+        assert points.tolist() == [[x - left, y - top] for x, y in corners(*size).tolist()]
+        assert points.canvas_size == (64, 64)
+
+
+# Polygons, and the bounds of what shapely 2.2 leaves of them in an image of 60 x 80, as fvcore's
+# CropTransform does: inside, a U and a comb whose middles are outside, over a corner, over
+# everything, beside, on the image's own lines, and two that touch it from outside.
+CUT = [
+    ([[10.25, 8.5], [30.5, 9.25], [20.0, 31.125]], [10.25, 8.5, 30.5, 31.125]),
+    (
+        [[-30, 5], [20, 5], [20, 15], [-20, 15], [-20, 40], [9, 40], [9, 50], [-30, 50]],
+        [0, 5, 20, 50],
+    ),
+    ([[70, 10], [90, 10], [90, -9], [75, -9], [75, 3], [70, 3]], [70, 0, 80, 10]),
+    ([[70.0, 50], [100, 50], [100, 90], [70, 90]], [70, 50, 80, 60]),
+    ([[-200, -1], [50, -300], [400, 500], [-300, 500]], [0, 0, 80, 60]),
+    ([[81, 5], [99, 5], [99, 55]], [0, 0, 0, 0]),
+    ([[0, 0], [80, 0], [80, 60], [0, 60]], [0, 0, 80, 60]),
+    ([[-5, 0], [40, -9], [85, 0], [85, 60], [-5, 60]], [0, 0, 80, 60]),
+    ([[80, 10], [95, 10], [95, 30], [80, 30]], [0, 0, 0, 0]),
+    ([[20, -7], [30, 0], [10, 0]], [0, 0, 0, 0]),
+    ([[60.0, -20], [100, 20], [60, 60], [20, 20]], [20, 0, 80, 60]),
+]
+
+
+def boxes_of(polygons: list[list[Tensor]], size: tuple[int, int]) -> dict[str, Any]:
+    num = len(polygons)
+    objects = Objects(
+        torch.tensor([[0.0, 0, 1, 1]]).repeat(num, 1),  # wrong: they must not matter
+        torch.arange(1, num + 1),
+        torch.zeros(num, dtype=torch.bool),
+        polygons,
+    )
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    still = compose_transforms([])
+    _, targets = transform_objects(image, objects, still, mini_mask_size=28, boxes_from="outlines")
+    return targets
+
+
+def test_boxes_of_outlines_are_the_bounds_of_what_is_in_the_image() -> None:
+    targets = boxes_of([[torch.tensor(polygon).float()] for polygon, _ in CUT], (60, 80))
+    boxes = [box for _, box in CUT if box != [0, 0, 0, 0]]
+    assert targets["labels"].tolist() == [n for n, (_, box) in enumerate(CUT, 1) if any(box)]
+    torch.testing.assert_close(targets["boxes"], torch.tensor(boxes).float(), rtol=0, atol=1e-4)
+    together = boxes_of(
+        [[torch.tensor(polygon).float() for polygon, _ in CUT[:1] + CUT[3:4]]], (60, 80)
+    )
+    assert together["boxes"].tolist() == [[10.25, 8.5, 80, 60]]
+
+
+def test_boxes_of_outlines_are_those_of_fine_masks() -> None:
+    """Random polygons, many over the image's side, drawn by pycocotools with 32 cells a pixel."""
+    generator, fine = torch.Generator().manual_seed(0), 32
+    polygons, expected = [], []
+    for _ in range(60):
+        angles = torch.arange(12) * (2 * torch.pi / 12)
+        radii = 8 + torch.rand(12, generator=generator) * 8  # no spike finer than a cell
+        center = torch.rand(2, generator=generator) * 40
+        polygon = center + radii[:, None] * torch.stack([angles.cos(), angles.sin()], dim=1)
+        cells = (polygon * fine).flatten().tolist()
+        rles = pycocotools.mask.frPyObjects([cells], 40 * fine, 40 * fine)
+        x, y, width, height = pycocotools.mask.toBbox(rles)[0] / fine
+        polygons.append([polygon])
+        expected.append([x, y, x + width, y + height])
+    ours = boxes_of(polygons, (40, 40))["boxes"]
+    assert ours.shape == (60, 4)
+    torch.testing.assert_close(ours, torch.tensor(expected).float(), rtol=0, atol=2.5 / fine)
+    assert sum(0 in box or 40 in box for box in ours.tolist()) > 20
+
+
+def test_the_recipe_of_large_scale_jitter() -> None:
+    cfg = compose("experiment=mask_rcnn_r50_fpn_100ep_lsj")
+    assert cfg.trainer.precision == "16-mixed" and cfg.data.boxes_from == "outlines"
+    config = OmegaConf.to_container(cfg.data.train_transforms, resolve=True)
+    move = compose_transforms(hydra.utils.instantiate(config, _convert_="all"))
+    torch.manual_seed(0)
+    for _ in range(4):
+        image, points = move(torch.zeros(3, 48, 64, dtype=torch.uint8), corners(48, 64))
+        assert image.shape == (3, 1024, 1024) and points.canvas_size == (1024, 1024)
+        assert set(image.unique().tolist()) <= {0, 128}
+
+
+def test_every_recipe_of_detectron2_rounds_its_sizes() -> None:
+    transforms = compose("experiment=mask_rcnn_r50_fpn_1x").data.train_transforms
+    assert transforms[0]._target_.endswith("RandomShorterSide")
+    assert transforms[0].rule._target_.endswith("shorter_side_rounded")
+    assert compose().data.train_transforms[0].rule._target_.endswith("sizing.shorter_side")
