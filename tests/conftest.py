@@ -10,6 +10,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.data.shapes import generate_shapes
@@ -167,20 +168,26 @@ def run_main(
 
 @pytest.fixture(scope="session")
 def checkpoint(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a short training that finds something."""
-    folder = tmp_path_factory.mktemp("run")
-    command(
-        "experiment=shapes",
-        f"data_root={shapes_root}",
-        "data.prepare=null",
-        f"data.cache_dir={folder}/cache",
-        "data.resize.min_size=64",
-        "data.resize.max_size=64",
-        "backbone.width=16",
-        "trainer.max_epochs=30",
-        "trainer.check_val_every_n_epoch=30",
-        "callbacks.pictures=null",
-        f"hydra.run.dir={folder}",
-        cwd=folder,
-    )
-    return folder / "checkpoints" / "last.ckpt"
+    """A checkpoint of a short training that finds something, one for all test processes."""
+    shared_by_processes = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared_by_processes = shared_by_processes.parent
+    folder = shared_by_processes / "trained"
+    last = folder / "checkpoints" / "last.ckpt"
+    with FileLock(f"{folder}.lock"):
+        if not last.exists():
+            command(
+                "experiment=shapes",
+                f"data_root={shapes_root}",
+                "data.prepare=null",
+                f"data.cache_dir={folder}/cache",
+                "data.resize.min_size=64",
+                "data.resize.max_size=64",
+                "backbone.width=16",
+                "trainer.max_epochs=30",
+                "trainer.check_val_every_n_epoch=30",
+                "callbacks.pictures=null",
+                f"hydra.run.dir={folder}",
+                cwd=shared_by_processes,
+            )
+    return last

@@ -128,7 +128,7 @@ def test_ranks_with_uneven_repeated_and_no_images(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.start_processes(
-        _rank, (port, images, truth, str(tmp_path)), nprocs=3, start_method="spawn"
+        _rank, (port, images, truth, str(tmp_path)), nprocs=3, start_method="fork"
     )
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     for metrics, results in ranks:

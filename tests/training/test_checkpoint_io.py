@@ -1,25 +1,22 @@
+import itertools
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mrcnn_lightning.training.checkpoint_io import AtomicCheckpointIO
 
-# Writes checkpoints of 20 MB that say which they are, one after the other, for ever.
-WRITER = """
-import sys, torch
-from mrcnn_lightning.training.checkpoint_io import AtomicCheckpointIO
-for number in range(1, 10**9):
-    AtomicCheckpointIO().save_checkpoint(
-        {"number": number, "weights": torch.full((5_000_000,), float(number))}, sys.argv[1]
-    )
-    print(number, flush=True)
-"""
+
+def write_for_ever(target: Path, progress: Any) -> None:
+    """Write checkpoints of 20 MB that say which they are, one after the other."""
+    for number in itertools.count(1):
+        content = {"number": number, "weights": torch.full((5_000_000,), float(number))}
+        AtomicCheckpointIO().save_checkpoint(content, target)
+        progress.send(number)
 
 
 def other_file_system(folder: Path) -> Path | None:
@@ -31,23 +28,23 @@ def other_file_system(folder: Path) -> Path | None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.02, 0.04])
-def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path: Path, delay: float) -> None:
+def test_a_process_killed_while_writing_leaves_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay: float
+) -> None:
     target = tmp_path / "last.ckpt"
     temporary = other_file_system(tmp_path)
     if temporary is None:
         pytest.skip("this machine has no second file system to put the temporary folder on")
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target)],
-        env=os.environ | {"TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    forking = multiprocessing.get_context("fork")  # torch takes seconds to import
+    progress, writer_end = forking.Pipe(duplex=False)
+    process = forking.Process(target=write_for_ever, args=(target, writer_end))
+    process.start()
     for _ in range(3):
-        done = int(process.stdout.readline())
+        done = progress.recv()
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     checkpoint = torch.load(target, weights_only=True)
     assert checkpoint["number"] >= done
     assert (checkpoint["weights"] == checkpoint["number"]).all()
