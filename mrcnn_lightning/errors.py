@@ -10,13 +10,21 @@ from pathlib import Path
 
 from hydra.errors import (
     CompactHydraException,
+    ConfigCompositionException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+)
 
 from mrcnn_lightning.log import log_to_file
+from mrcnn_lightning.values import unknown_key, unknown_option
 
 USER_ERRORS = (
     ValueError,
@@ -61,8 +69,9 @@ def sentence(error: BaseException) -> str:
     option = _unknown_option(error)
     if option is not None:
         return option
+    place = ""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
+        place, error = _full_key(error), error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # A data worker's error has its traceback in the message; the last line is the error.
     line = lines[-1] if lines[0].startswith("Caught ") else lines[0]
@@ -70,17 +79,29 @@ def sentence(error: BaseException) -> str:
         return f"{line}; there are {', '.join(error.options)}"
     if isinstance(error, InterpolationKeyError):
         return f"{line}: what is chosen there has no such key, set the values that refer to it"
-    return line
+    if isinstance(error, OverrideParseException):
+        return f"{line}: {lines[1]}"
+    # A part does not know where it is in the configuration; ours often say it all the same.
+    if not place or place.rpartition(".")[2] in line.partition("=")[0]:
+        return line
+    return f"{place}.{line}" if re.match(r"\w+=", line) else f"{place}: {line}"
+
+
+def _full_key(error: BaseException) -> str:
+    """Where Hydra was in the configuration."""
+    place = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
+    return place[1] if place else ""
 
 
 def _unknown_option(error: BaseException) -> str | None:
-    """A part got an option that it does not have, which is often another part's of its group."""
-    message = str(error)
-    option = re.search(r"unexpected keyword argument '(\w+)'", message)
-    place = re.search(r"^full_key: (\S+)", message, re.MULTILINE)
-    if option is None or place is None:
+    """A key that is not there, or an option of another part's of its group."""
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(
+        cause, ConfigKeyError | ConfigAttributeError
+    ):
+        start = str(error).splitlines()[0].rstrip(".")
+        return f"{start}: {unknown_key(cause.parent_node, str(cause.full_key))}"
+    option = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if option is None or not _full_key(error):
         return None
-    return (
-        f"{place[1]} has the option {option[1]}, which the part chosen there does not know: leave "
-        "it out, or choose a part that has it"
-    )
+    return unknown_option(_full_key(error), option[1], [])

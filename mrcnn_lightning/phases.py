@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigKeyError
 
 from mrcnn_lightning.models.weight_files import SPEC_KEY, read_checkpoint
 from mrcnn_lightning.models.weights import differences
+from mrcnn_lightning.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def _merge(cfg: DictConfig, index: int) -> DictConfig:
             f"phases[{index}] changes {error.full_key}, which the configuration does not have"
         ) from error
     assert isinstance(merged, DictConfig)
+    check_values(merged)
     return merged
 
 

@@ -16,7 +16,8 @@ from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE
 from mrcnn_lightning.errors import in_one_sentence
 from mrcnn_lightning.log import kept_in_log
 from mrcnn_lightning.phases import run_phases, save_last
-from mrcnn_lightning.training.devices import check_devices
+from mrcnn_lightning.training.devices import check_devices, check_trainer
+from mrcnn_lightning.values import check_values
 
 PACKAGE = Path(__file__).resolve().parent
 # A wheel has the configuration inside the package, a checkout beside it.
@@ -28,7 +29,12 @@ def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
     """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
     if cfg.stage not in SPLITS_OF_STAGE:
         raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
+    check_values(cfg)
+    check_trainer(cfg.trainer)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
+    if not isinstance(cfg.show_score, int | float) or not 0 <= cfg.show_score <= 1:
+        raise ValueError(f"show_score={cfg.show_score} is no number between 0 and 1")
+    _require_checkpoint(cfg.ckpt_path)
     if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
         raise ValueError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
     return run_phases(cfg, _run)
@@ -63,6 +69,15 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
         logger.experiment.finish()  # or the next job of a sweep would go on with its run
     return task.results.get("ap"), save_last(trainer, cfg.run_dir) if phase else None
+
+
+def _require_checkpoint(path: str | None) -> None:
+    """Refuse a file that is not there, before its name is taken for one of torchvision's."""
+    if path is None or "://" in path or Path(path).is_file():
+        return
+    beside = ", ".join(sorted(file.name for file in Path(path).parent.glob("*.ckpt")))
+    remedy = f"beside it there are {beside}" if beside else "a run's are in its folder checkpoints"
+    raise ValueError(f"ckpt_path: no such file: {path} ({remedy})")
 
 
 def _trainer(cfg: DictConfig) -> lightning.Trainer:

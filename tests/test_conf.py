@@ -9,6 +9,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from mrcnn_lightning.run import CONF
+from mrcnn_lightning.values import check_values
 from tests.conftest import compose
 
 # Arguments that a part gets from whoever completes it.
@@ -82,7 +83,9 @@ def nodes(config: Any) -> Any:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_keys_are_the_arguments(choice: str) -> None:
-    config = OmegaConf.to_container(compose(choice), resolve=True)
+    cfg = compose(choice)
+    check_values(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True)
     for node in nodes(config):
         target = get_object(node["_target_"])
         arguments = inspect.signature(target).parameters

@@ -17,6 +17,7 @@ FLOORS = {
     "inference": 3,
     "summary": 3,
     "log": 3,
+    "values": 3,
     "errors": 4,
     "phases": 4,
     "run": 4,

@@ -167,6 +167,9 @@ def resnet(
         raise ValueError(f"backbone.depth={depth} is not one of {list(BLOCKS)}")
     if form not in FORMS:
         raise ValueError(f"backbone.form={form} is not one of {', '.join(FORMS)}")
+    for key, value in (("width", width), ("groups", groups), ("width_per_group", width_per_group)):
+        if value < 1:
+            raise ValueError(f"backbone.{key}={value} is less than 1")
     block, num_blocks = BLOCKS[depth]
     if block is BasicBlock and (groups, width_per_group, form) != (1, 64, "torchvision"):
         raise ValueError(

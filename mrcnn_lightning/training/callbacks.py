@@ -76,9 +76,16 @@ class LossProgressBar(RichProgressBar):
 
     Args:
         refresh_rate: steps from one look to the next.
+
+    Raises:
+        ValueError: it is less than 1.
     """
 
     def __init__(self, *, refresh_rate: int) -> None:
+        if refresh_rate < 1:
+            raise ValueError(
+                f"refresh_rate={refresh_rate} is less than 1; null instead of the bar is none"
+            )
         super().__init__(refresh_rate=refresh_rate)
 
     def on_train_batch_end(

@@ -1,9 +1,50 @@
-"""Whether the devices that a run asks for are there."""
+"""Whether the trainer that a run asks for can train, and its devices are there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+
+# Lightning divides by the first three, and takes the last for no clipping.
+_LEAST = {
+    "log_every_n_steps": 1,
+    "check_val_every_n_epoch": 1,
+    "accumulate_grad_batches": 1,
+    "num_nodes": 1,
+    "gradient_clip_val": 0,
+}
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning takes, but no training comes of.
+
+    Args:
+        settings: of Lightning's trainer.
+
+    Raises:
+        ValueError: in one sentence, which setting, and what to say instead.
+    """
+    for key, least in _LEAST.items():
+        value = settings.get(key)
+        if value is not None and value < least:
+            raise ValueError(f"trainer.{key}={value} is less than {least}")
+    for key in ("max_steps", "max_epochs"):
+        value = settings.get(key)
+        if value is not None and value != -1 and value < 1:
+            raise ValueError(f"trainer.{key}={value} trains nothing; -1 is no limit")
+    precision = str(settings.get("precision"))
+    if precision in ("16-true", "bf16-true"):
+        raise ValueError(
+            f"trainer.precision={precision} would round boxes to whole pixels and more: say "
+            f"trainer.precision={precision.removesuffix('true')}mixed"
+        )
+    strategy = settings.get("strategy", "auto")
+    if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
+        raise ValueError(
+            f"trainer.strategy={strategy} does not go with this model, which fits on one device: "
+            "say trainer.strategy=auto, which is DDP on several"
+        )
 
 
 def check_devices(
@@ -19,12 +60,19 @@ def check_devices(
     Raises:
         ValueError: in one sentence, what is missing and what to do.
     """
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if accelerator in ("gpu", "cuda") and not has_gpu:
+        raise ValueError(
+            f"trainer.accelerator={accelerator}, but this machine has no GPU: say "
+            "trainer.accelerator=cpu"
+        )
     num = devices if devices is None or isinstance(devices, (int, str)) else len(devices)
     if isinstance(num, str) and num.isdigit():
         num = int(num)
+    if num == 0:
+        raise ValueError(f"trainer.devices={devices} is no device: say 1 or more, or auto for all")
     if not isinstance(num, int) or num < 1:  # "auto" and -1 take what is there
         return
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if accelerator == "auto" and num > 1 and not has_gpu:
         raise ValueError(
             f"trainer.devices={num}, but this machine has no GPU; for {num} processes on its CPU, "
@@ -33,8 +81,6 @@ def check_devices(
     num_gpus = torch.cuda.device_count()
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and num > num_gpus:
         raise ValueError(f"trainer.devices={num}, but this machine has {num_gpus} GPUs")
-    if accelerator in ("gpu", "cuda") and not has_gpu:
-        raise ValueError(f"trainer.accelerator={accelerator}, but this machine has no GPU")
     if in_sweep and num > 1 and not SLURMEnvironment.detect():
         raise ValueError(
             f"trainer.devices={num} under --multirun: a job of a sweep cannot start further "

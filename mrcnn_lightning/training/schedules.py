@@ -59,7 +59,15 @@ def cosine(
         warmup: the part of the run that the warm-up takes.
         warmup_factor: where it starts, as a part of the learning rate.
         final_factor: where the cosine ends, likewise.
+
+    Raises:
+        ValueError: the warm-up leaves nothing of the run.
     """
+    if warmup >= 1:
+        raise ValueError(
+            f"scheduler.warmup={warmup} is a part of the run, and leaves none for the cosine: say "
+            "less than 1"
+        )
 
     def factor(step: int) -> float:
         progress = step / total_steps
