@@ -26,6 +26,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from turns import in_turns, peak_megabytes, report
 
+from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS, COCOMetric
 from mrcnn_lightning.ops.masks import resized_crops
 from mrcnn_lightning.ops.results import per_image
@@ -100,8 +101,9 @@ def detections(truth: dict[str, Any]) -> list[Detections]:
 
 def evaluate_ours(file: Path, found: list[Detections]) -> Results:
     """This project's metric, as in validation."""
+    annotations = Annotations.load(file, cache_dir=file.parent)
     metric = COCOMetric(
-        str(file),
+        annotations.ground_truth,
         category_ids=range(1, NUM_CLASSES + 1),
         class_names=[f"class {k}" for k in range(1, NUM_CLASSES + 1)],
         has_masks=True,

@@ -4,19 +4,30 @@ N images, O objects of all images, G objects of one image, P points of a polygon
 """
 
 import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
 from mrcnn_lightning.data.coco_json import pack_coco_json
+from mrcnn_lightning.data.segmentations import encode_polygons
 
 # Raised when packed files of before can no longer be read.
-_FORMAT = 1
+_FORMAT = 2
+# Images of which ground truth is made from one mapping of the file.
+_PER_MAPPING = 5000
+_NO_POINTS = np.zeros(6)
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,10 +50,16 @@ class Annotations:
     def __init__(self, packed_file: Path) -> None:
         self._file = packed_file
         self._packed = torch.load(packed_file, mmap=True, weights_only=True)
+        self._arrays: dict[str, npt.NDArray[Any]] = {
+            name: value.numpy() for name, value in self._packed.items() if isinstance(value, Tensor)
+        }
         self.class_names: list[str] = self._packed["class_names"]
         self.category_ids: list[int] = self._packed["category_ids"]
         self.is_annotated: bool = self._packed["is_annotated"]
         self.without_mask: list[int] = self._packed["without_mask"]  # ids of annotations
+        self.left_out: dict[str, int] = self._packed["left_out"]  # objects, by reason
+        self.odd_areas: int = self._packed["odd_areas"]
+        self.has_id_0: bool = self._packed["has_id_0"]
         self.image_ids: Tensor = self._packed["image_ids"]  # (N,)
         self.image_sizes: Tensor = self._packed["image_sizes"]  # (N, 2) height, width
 
@@ -63,20 +80,32 @@ class Annotations:
         with Path(file).open("rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16))
         cache = Path(cache_dir).expanduser()
-        target = cache / f"{Path(file).stem}_{digest.hexdigest()}_v{_FORMAT}.pt"
-        if not target.exists():
+        # A file's name has at most 255 bytes, a character up to four.
+        target = cache / f"{Path(file).stem[:40]}_{digest.hexdigest()}_v{_FORMAT}.pt"
+        packed = cls._opened(target)
+        if packed is None:
             try:
                 cache.mkdir(parents=True, exist_ok=True)
                 with FileLock(target.with_suffix(".lock")):
-                    if not target.exists():
-                        unfinished = target.with_suffix(".unfinished")
-                        torch.save(pack_coco_json(file), unfinished)
-                        unfinished.replace(target)
+                    packed = cls._opened(target)
+                    if packed is None:
+                        _write(pack_coco_json(file), target)
             except OSError as error:
                 raise ValueError(
                     f"data.cache_dir={cache_dir} cannot be written to, give another: {error}"
                 ) from error
-        return cls(target)
+        return packed or cls(target)
+
+    @classmethod
+    def _opened(cls, target: Path) -> "Annotations | None":
+        """A packed file, or None if there is none that is whole."""
+        try:
+            return cls(target)
+        except OSError:
+            return None
+        except (EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError):
+            _log.warning("%s is damaged and is made anew", target)
+            return None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -93,25 +122,108 @@ class Annotations:
     def objects(self, index: int) -> Objects:
         """The objects of an image."""
         chosen = self._range("object_ends", index)
+        origins, sides = self._packed["boxes"][chosen].split(2, dim=1)
         return Objects(
-            boxes=self._packed["boxes"][chosen].clone(),
+            boxes=torch.cat([origins, origins + sides], dim=1).float(),
             labels=self._packed["labels"][chosen].clone(),
             crowd=self._packed["crowd"][chosen].clone(),
-            shapes=[self._shape(number) for number in range(chosen.start, chosen.stop)],
+            shapes=[
+                shape if isinstance(shape, bytes) else [torch.from_numpy(p).float() for p in shape]
+                for shape in map(self._shape, range(chosen.start, chosen.stop))
+            ],
         )
 
-    def _shape(self, number: int) -> list[Tensor] | bytes:
+    def ground_truth(self, image_ids: Sequence[int], *, of_masks: bool) -> dict[str, Any]:
+        """Images and their objects in COCO's format, with the file's own numbers in float64.
+
+        Objects have boxes or else run lengths, not both: there may be a million. They are numbered
+        from 1, since the evaluation takes an id of 0 for "no match".
+
+        Args:
+            image_ids: of the file.
+            of_masks: whether masks are compared, not boxes.
+        """
+        numbers = {image_id: number for number, image_id in enumerate(self.image_ids.tolist())}
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for first in range(0, len(image_ids), _PER_MAPPING):
+            mapped = self._mapped_anew()
+            for image_id in image_ids[first : first + _PER_MAPPING]:
+                number = numbers[image_id]
+                height, width = self.image_sizes[number].tolist()
+                images.append({"id": image_id, "height": height, "width": width})
+                annotations += mapped._true_objects(number, image_id, of_masks=of_masks)
+        for count, annotation in enumerate(annotations, start=1):
+            annotation["id"] = count
+        categories = [
+            {"id": category, "name": name}
+            for category, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _mapped_anew(self) -> "Annotations":
+        """The same, without the memory that what was read of a mapped file counts as."""
+        try:
+            return Annotations(self._file)
+        except OSError:  # somebody has emptied the cache meanwhile
+            return self
+
+    def _true_objects(
+        self, index: int, image_id: int, *, of_masks: bool
+    ) -> Iterator[dict[str, Any]]:
+        chosen = self._range("object_ends", index)
+        size = self.image_sizes[index].tolist()
+        values = zip(
+            *(self._arrays[name][chosen].tolist() for name in ("labels", "areas", "crowd")),
+            self._rles(chosen, size) if of_masks else self._arrays["boxes"][chosen].tolist(),
+            strict=True,
+        )
+        for label, area, crowd, extent in values:
+            yield {
+                "id": 0,
+                "image_id": image_id,
+                "category_id": self.category_ids[label - 1],
+                "area": area,
+                "iscrowd": int(crowd),
+                "segmentation" if of_masks else "bbox": extent,
+            }
+
+    def _rles(self, chosen: slice, size: list[int]) -> Iterator[dict[str, Any]]:
+        """Run lengths of objects of one image."""
+        for number in range(chosen.start, chosen.stop):
+            shape = self._shape(number)
+            if isinstance(shape, bytes) and shape:
+                yield {"size": size, "counts": shape}
+            else:  # a crowd may be only a box
+                yield encode_polygons([p.ravel() for p in shape] or [_NO_POINTS], size)  # type: ignore[union-attr]
+
+    def _shape(self, number: int) -> list[npt.NDArray[np.float64]] | bytes:
         polygons = self._range("polygon_ends", number)
         if polygons.start == polygons.stop:
             return self._bytes("rle", number)
         return [
-            self._packed["points"][self._range("point_ends", polygon)]
+            self._arrays["points"][self._range("point_ends", polygon)]
             for polygon in range(polygons.start, polygons.stop)
         ]
 
     def _range(self, key: str, number: int) -> slice:
-        ends = self._packed[key]
+        ends = self._arrays[key]
         return slice(int(ends[number - 1]) if number > 0 else 0, int(ends[number]))
 
     def _bytes(self, kind: str, number: int) -> bytes:
-        return self._packed[f"{kind}s"][self._range(f"{kind}_ends", number)].numpy().tobytes()
+        return self._arrays[f"{kind}s"][self._range(f"{kind}_ends", number)].tobytes()
+
+
+def _write(packed: dict[str, Any], target: Path) -> None:
+    """A file that is on the disk before it has its name."""
+    unfinished = target.with_suffix(".unfinished")
+    try:
+        try:
+            torch.save(packed, unfinished)  # by its path: through a file, it makes copies
+        except RuntimeError as error:
+            raise OSError(error) from error
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)

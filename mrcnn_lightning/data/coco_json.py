@@ -4,65 +4,148 @@ N images, O objects of all images, Q polygons of all objects, T points of all po
 """
 
 import json
-import math
-from collections.abc import Sequence
+import mmap
+import reprlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 import pycocotools.mask
 import torch
 from torch import Tensor
 
-# What one object's segmentation is packed as: polygons (P, 2), or compressed run lengths.
-Shape = list[npt.NDArray[np.float32]] | bytes
+from mrcnn_lightning.data.segmentations import (
+    Shape,
+    are_numbers,
+    encode_polygons,
+    is_number,
+    read_segmentation,
+)
+
+# After so many annotations the pages of the file that they lie on are given back.
+_PER_RELEASE = 100
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: Any = None
+    file_name: Any = None
+    height: Any = None
+    width: Any = None
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: Any = None
+    name: Any = None
+
+
+class _Place(msgspec.Struct, gc=False):
+    """What says where an annotation belongs."""
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    area: Any = msgspec.UNSET
+    iscrowd: Any = 0
+    segmentation: Any = None
+
+
+class _Lists(msgspec.Struct, gc=False):
+    """A file whose annotations are still text."""
+
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[msgspec.Raw] | None = None
+
+
+_Entry = TypeVar("_Entry", bound=msgspec.Struct)
+
+
+@dataclass
+class _Content:
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: Sequence[Any] | None
+    decoder: Callable[[type[Any]], Callable[[Any], Any]]  # of one annotation
+    release: Callable[[], None]  # the memory of what was decoded
+
+    def decoded(self, kind: type[_Entry], order: Iterable[int] | None = None) -> Iterator[_Entry]:
+        """The annotations one by one."""
+        entries, decode = self.annotations or [], self.decoder(kind)
+        for count, number in enumerate(range(len(entries)) if order is None else order):
+            if count % _PER_RELEASE == 0:
+                self.release()
+            yield decode(entries[number])
 
 
 def pack_coco_json(file: str | Path) -> dict[str, Any]:
     """A COCO-format file as a dictionary of tensors, strings and lists.
 
-    Objects without an area are left out, and so are those whose polygons all have fewer than three
-    points (as Detectron2 does). Category ids become labels 1..K in the order of the ids.
+    Objects that nothing can be learnt from are left out: boxes without an area or outside their
+    image, and polygons that all have fewer than three points. An area that is no positive number
+    is measured from the mask, or else from the box. Category ids become labels 1..K in the order
+    of the ids.
 
     Args:
         file: with `images` and `categories`; without `annotations` no image has objects.
 
     Returns:
         `class_names` and `category_ids` of the labels, `is_annotated` (whether the file has
-        `annotations`), `without_mask` (ids of objects, crowds aside, without a segmentation), and
-        tensors in the order of the file: `image_ids` (N,), `image_sizes` (N, 2) height and width,
-        `names` bytes, `name_ends` (N,), `object_ends` (N,), `boxes` (O, 4) float32 x1, y1, x2,
-        y2, `labels` (O,), `crowd` (O,), `rles` bytes, `rle_ends` (O,), `polygon_ends` (O,),
-        `point_ends` (Q,), `points` (T, 2) float32.
+        `annotations`), `without_mask` (ids of objects, crowds aside, without a segmentation),
+        `left_out` (how many objects for which reason), `odd_areas` (how many were measured though
+        the file has one), `has_id_0` (whether an annotation has), and tensors in the order of the
+        file: `image_ids` (N,), `image_sizes` (N, 2) height and width, `names` bytes, `name_ends`
+        (N,), `object_ends` (N,), `boxes` (O, 4) float64 x, y, width, height, `areas` (O,) float64,
+        `labels` (O,), `crowd` (O,), `rles` bytes, `rle_ends` (O,), `polygon_ends` (O,),
+        `point_ends` (Q,), `points` (T, 2) float64.
 
     Raises:
         ValueError: names the file, and what is wrong with it.
     """
-    content = _read(Path(file))
-    categories, images = content["categories"], content["images"]
-    _require_values(categories, {"id": int, "name": str}, "category", file)
-    _require_values(
-        images, {"id": int, "file_name": str, "height": int, "width": int}, "image", file
+    try:
+        try:
+            return _packed(_read_mapped(Path(file)), file)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            # No JSON by the book, as with NaN; or none of COCO's, of which more can be said.
+            return _packed(_read_whole(Path(file)), file)
+    except RecursionError as error:
+        raise ValueError(f"{file} is no COCO-format file: it is nested too deeply") from error
+
+
+def _read_mapped(file: Path) -> _Content:
+    """A file of which only the part at hand is in memory."""
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is not a JSON file: it is empty")
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    lists = msgspec.json.decode(mapped, type=_Lists)
+
+    def release() -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    return _Content(
+        images=lists.images,
+        categories=lists.categories,
+        annotations=lists.annotations,
+        decoder=lambda kind: msgspec.json.Decoder(kind).decode,
+        release=release,
     )
-    _require_unique(categories, "name", "categories", file)
-    _require_unique(categories, "id", "categories", file)
-    _require_unique(images, "id", "images", file)
-    categories = sorted(categories, key=lambda category: category["id"])
-    names = [image["file_name"].encode() for image in images]
-    return {
-        "class_names": [category["name"] for category in categories],
-        "category_ids": [int(category["id"]) for category in categories],
-        "is_annotated": "annotations" in content,
-        "image_ids": torch.tensor([int(image["id"]) for image in images]),
-        "image_sizes": torch.tensor([(int(i["height"]), int(i["width"])) for i in images]),
-        "names": _bytes(names),
-        "name_ends": _ends(names),
-        **_pack_objects(content.get("annotations") or [], images, categories, file),
-    }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_whole(file: Path) -> _Content:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
@@ -70,201 +153,261 @@ def _read(file: Path) -> dict[str, Any]:
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{file} is no COCO-format file: it has no list of {key}")
-        if not content[key]:
-            raise ValueError(f"{file} has no {key}")
     for key in ("images", "categories", "annotations"):
-        entries = content.get(key) or []
+        entries = [] if content.get(key) is None else content[key]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{file} is no COCO-format file: its {key} are no list of objects")
-    return content
+    return _Content(
+        images=[_structured(image, _Image) for image in content["images"]],
+        categories=[_structured(category, _Category) for category in content["categories"]],
+        annotations=content.get("annotations"),
+        decoder=lambda kind: partial(_structured, kind=kind),
+        release=lambda: None,
+    )
 
 
-def _require_values(
-    entries: list[dict[str, Any]], keys: dict[str, type], what: str, file: str | Path
-) -> None:
-    for number, entry in enumerate(entries, start=1):
-        for key, kind in keys.items():
-            value = entry.get(key)
-            if not (isinstance(value, str) if kind is str else _is_whole(value, key != "id")):
-                what_it_is = "text" if kind is str else f"a whole number from {int(key != 'id')} on"
-                raise ValueError(
-                    f"{file}: {what} {number} of {len(entries)} has {key}={value!r}, which must be "
-                    f"{what_it_is}"
-                )
+def _structured(entry: dict[str, Any], kind: type[_Entry]) -> _Entry:
+    return kind(**{key: entry[key] for key in kind.__struct_fields__ if key in entry})
 
 
-def _is_whole(value: Any, is_positive: bool) -> bool:
-    return _is_number(value) and value == int(value) and value >= is_positive
-
-
-def _require_unique(entries: list[dict[str, Any]], key: str, what: str, file: str | Path) -> None:
-    seen = set()
-    for entry in entries:
-        if entry[key] in seen:
-            raise ValueError(f"{file} has two {what} with the {key} {entry[key]}")
-        seen.add(entry[key])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _pack_objects(
-    annotations: list[dict[str, Any]],
-    images: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-    file: str | Path,
-) -> dict[str, Any]:
-    labels = {category["id"]: label for label, category in enumerate(categories, start=1)}
-    numbers = {image["id"]: number for number, image in enumerate(images)}
-    _require_known(annotations, "image_id", numbers, "an image", file)
-    _require_known(annotations, "category_id", labels, "a category", file)
-    objects: list[list[tuple[dict[str, Any], Shape | None]]] = [[] for _ in images]
-    for annotation in annotations:
-        number = numbers[annotation["image_id"]]
-        size = (int(images[number]["height"]), int(images[number]["width"]))
-        _, _, width, height = _box(annotation, file)
-        shape = _shape(annotation, size, file)
-        if width > 0 and height > 0 and shape != []:
-            objects[number].append((annotation, shape))
-
-    kept = [annotation for image in objects for annotation, _ in image]
-    shapes = [shape for image in objects for _, shape in image]
-    crowd = torch.tensor([bool(annotation.get("iscrowd", 0)) for annotation in kept])
-    boxes = torch.tensor([annotation["bbox"] for annotation in kept], dtype=torch.float64)
-    origins, sides = boxes.view(-1, 4).split(2, dim=1)
+def _packed(content: _Content, file: str | Path) -> dict[str, Any]:
+    images, categories = content.images, content.categories
+    for key, entries in (("images", images), ("categories", categories)):
+        if not entries:
+            raise ValueError(f"{file} has no {key}")
+    _require_values(categories, {"id": 63, "name": None}, "category", file)
+    _require_values(images, {"id": 63, "file_name": None, "height": 31, "width": 31}, "image", file)
+    _require_unique(categories, "name", "categories", file)
+    _require_unique(categories, "id", "categories", file)
+    _require_unique(images, "id", "images", file)
+    categories = sorted(categories, key=lambda category: category.id)
+    names = [image.file_name.encode() for image in images]
     return {
-        "without_mask": [
-            annotation.get("id")
-            for annotation, shape, is_crowd in zip(kept, shapes, crowd.tolist(), strict=True)
-            if shape is None and not is_crowd
-        ],
-        "object_ends": _ends(objects),
-        "boxes": torch.cat([origins, origins + sides], dim=1).float(),
-        "labels": torch.tensor([labels[entry["category_id"]] for entry in kept]).long(),
-        "crowd": crowd.bool(),
-        **_pack_shapes(shapes),
+        "class_names": [category.name for category in categories],
+        "category_ids": [int(category.id) for category in categories],
+        "is_annotated": content.annotations is not None,
+        "image_ids": torch.tensor([int(image.id) for image in images]),
+        "image_sizes": torch.tensor([(int(i.height), int(i.width)) for i in images]),
+        "names": _tensor(bytearray(b"".join(names))),
+        "name_ends": torch.tensor([len(name) for name in names]).cumsum(0),
+        **_pack_objects(content, categories, file),
     }
 
 
-def _require_known(
-    annotations: list[dict[str, Any]],
-    key: str,
-    known: dict[int, int],
-    what: str,
-    file: str | Path,
+def _require_values(
+    entries: Sequence[Any], keys: dict[str, int | None], what: str, file: str | Path
 ) -> None:
-    def is_known(value: Any) -> bool:
-        return isinstance(value, (int, float, str)) and value in known
+    """Require whole numbers of so many bits, 0 for ids alone, or names if there is None."""
+    for number, entry in enumerate(entries, start=1):
+        for key, bits in keys.items():
+            value = getattr(entry, key)
+            if bits is None:
+                problem = _problem_of_name(value, is_file=key == "file_name")
+            else:
+                low = int(key != "id")
+                is_whole = is_number(value) and value == int(value) and low <= value < 2**bits
+                problem = "" if is_whole else f"a whole number from {low} on and below 2**{bits}"
+            if problem:
+                raise ValueError(
+                    f"{file}: {what} {number} of {len(entries)} has {key}={reprlib.repr(value)}, "
+                    f"which must be {problem}"
+                )
 
-    unknown = [annotation for annotation in annotations if not is_known(annotation.get(key))]
-    if unknown:
-        first = ", ".join(
-            f"annotation {annotation.get('id')} ({key} {annotation.get(key)})"
-            for annotation in unknown[:3]
-        )
+
+def _problem_of_name(value: Any, *, is_file: bool) -> str:
+    if not isinstance(value, str):
+        return "text"
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:
+        return "text of whole characters (it has a lone surrogate)"
+    if is_file and any(len(part) > 255 for part in encoded.split(b"/")):
+        return "a file's name of at most 255 bytes"
+    return ""
+
+
+def _require_unique(entries: Sequence[Any], key: str, what: str, file: str | Path) -> None:
+    seen = set()
+    for entry in entries:
+        value = getattr(entry, key)
+        if value in seen:
+            raise ValueError(f"{file} has two {what} with the {key} {value}")
+        seen.add(value)
+
+
+def _pack_objects(
+    content: _Content, categories: list[_Category], file: str | Path
+) -> dict[str, Any]:
+    labels = {category.id: label for label, category in enumerate(categories, start=1)}
+    numbers = {image.id: number for number, image in enumerate(content.images)}
+    image_of, label_of = _places(content, numbers, labels, file)
+    objects = _Objects()
+    order = np.argsort(image_of, kind="stable")
+    for number, annotation in zip(order, content.decoded(_Annotation, order), strict=True):
+        image = content.images[image_of[number]]
+        try:
+            objects.add(
+                annotation,
+                image=image_of[number],
+                size=(int(image.height), int(image.width)),
+                label=label_of[number],
+            )
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    return objects.packed(len(content.images))
+
+
+def _places(
+    content: _Content, numbers: dict[Any, int], labels: dict[Any, int], file: str | Path
+) -> "tuple[array[int], array[int]]":
+    """The number of each annotation's image, and its label."""
+    images, classes = array("q"), array("q")
+    strangers: list[_Place] = []
+    for place in content.decoded(_Place):
+        image, label = _found(place.image_id, numbers), _found(place.category_id, labels)
+        if image < 0 or label < 0:
+            strangers.append(place)
+        images.append(image)
+        classes.append(label)
+    for key, known, what in (
+        ("image_id", numbers, "an image"),
+        ("category_id", labels, "a category"),
+    ):
+        unknown = [place for place in strangers if _found(getattr(place, key), known) < 0]
+        if unknown:
+            first = ", ".join(
+                f"annotation {reprlib.repr(place.id)} ({key} {reprlib.repr(getattr(place, key))})"
+                for place in unknown[:3]
+            )
+            raise ValueError(
+                f"{file}: {len(unknown)} annotations name {what} that the file does not list: "
+                f"{first}{', ...' if len(unknown) > 3 else ''}"
+            )
+    return images, classes
+
+
+def _found(value: Any, known: dict[Any, int]) -> int:
+    try:
+        return known.get(value, -1)
+    except TypeError:  # a list, say
+        return -1
+
+
+class _Objects:
+    """Objects of all images, packed one after the other."""
+
+    def __init__(self) -> None:
+        self.images, self.labels, self.crowd = array("q"), array("q"), array("b")
+        self.boxes, self.areas, self.points = array("d"), array("d"), array("d")
+        self.rle_ends, self.polygon_ends, self.point_ends = array("q"), array("q"), array("q")
+        self.rles = bytearray()
+        self.without_mask: list[Any] = []
+        self.left_out: Counter[str] = Counter()
+        self.odd_areas = 0
+        self.has_id_0 = False
+
+    def add(
+        self, annotation: _Annotation, *, image: int, size: tuple[int, int], label: int
+    ) -> None:
+        """Check an object, and keep it unless nothing can be learnt from it."""
+        box, is_crowd = _box(annotation), _is_crowd(annotation)
+        try:
+            shape = read_segmentation(annotation.segmentation, size)
+        except ValueError as error:
+            raise ValueError(f"the segmentation of {_name(annotation)} {error}") from error
+        self.has_id_0 |= annotation.id == 0
+        reason = _why_not(box, shape, size)
+        if reason:
+            self.left_out[reason] += 1
+            return
+        if shape is None and not is_crowd:
+            self.without_mask.append(_id(annotation))
+        self.images.append(image)
+        self.labels.append(label)
+        self.crowd.append(is_crowd)
+        self.boxes.extend(box)
+        self.areas.append(self._area(annotation.area, box, shape, size))
+        self._add_shape(shape)
+
+    def _area(
+        self, area: Any, box: Sequence[float], shape: Shape | None, size: tuple[int, int]
+    ) -> float:
+        if is_number(area) and area > 0 and area is not True:
+            return area
+        self.odd_areas += area is not msgspec.UNSET
+        measured = 0.0
+        if isinstance(shape, bytes):
+            measured = float(pycocotools.mask.area({"size": list(size), "counts": shape}))
+        elif shape:
+            polygons = [np.asarray(polygon, dtype=np.float64) for polygon in shape]
+            measured = float(pycocotools.mask.area(encode_polygons(polygons, size)))
+        return measured or box[2] * box[3]
+
+    def _add_shape(self, shape: Shape | None) -> None:
+        if isinstance(shape, bytes):
+            self.rles += shape
+        elif shape:
+            for polygon in shape:
+                self.points.fromlist(polygon)
+                self.point_ends.append(len(self.points) // 2)
+        self.rle_ends.append(len(self.rles))
+        self.polygon_ends.append(len(self.point_ends))
+
+    def packed(self, num_images: int) -> dict[str, Any]:
+        """See `pack_coco_json`."""
+        names = ("labels", "areas", "rles", "rle_ends", "polygon_ends", "point_ends")
+        return {
+            "without_mask": self.without_mask,
+            "left_out": dict(self.left_out),
+            "odd_areas": self.odd_areas,
+            "has_id_0": self.has_id_0,
+            "object_ends": torch.bincount(_tensor(self.images), minlength=num_images).cumsum(0),
+            "boxes": _tensor(self.boxes).view(-1, 4),
+            "crowd": _tensor(self.crowd).bool(),
+            "points": _tensor(self.points).view(-1, 2),
+            **{name: _tensor(getattr(self, name)) for name in names},
+        }
+
+
+def _name(annotation: _Annotation) -> str:
+    return f"annotation {_id(annotation)}"
+
+
+def _id(annotation: _Annotation) -> Any:
+    return annotation.id if isinstance(annotation.id, int) else reprlib.repr(annotation.id)
+
+
+def _box(annotation: _Annotation) -> list[float]:
+    box = annotation.bbox
+    if not are_numbers(box) or len(box) != 4:
         raise ValueError(
-            f"{file}: {len(unknown)} annotations name {what} that the file does not list: "
-            f"{first}{', ...' if len(unknown) > 3 else ''}"
-        )
-
-
-def _box(annotation: dict[str, Any], file: str | Path) -> Sequence[float]:
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
-        raise ValueError(
-            f"{file}: annotation {annotation.get('id')} has bbox={box}, which must be four numbers "
+            f"{_name(annotation)} has bbox={reprlib.repr(box)}, which must be four numbers "
             "[x, y, width, height]"
         )
     return box
 
 
-def _shape(annotation: dict[str, Any], size: tuple[int, int], file: str | Path) -> Shape | None:
-    """The segmentation, None if there is none, an empty list if nothing of it is an area."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        return None
-    try:
-        if isinstance(segmentation, list):
-            return _polygons(segmentation)
-        if isinstance(segmentation, dict):
-            return _rle(segmentation, size)
-        raise ValueError("is neither a list of polygons nor run lengths")
-    except ValueError as error:
-        where = f"{file}: the segmentation of annotation {annotation.get('id')}"
-        raise ValueError(f"{where} {error}") from error
+def _is_crowd(annotation: _Annotation) -> bool:
+    value = annotation.iscrowd
+    if not isinstance(value, (int, float)) or value not in (0, 1):
+        raise ValueError(
+            f"{_name(annotation)} has iscrowd={reprlib.repr(value)}, which must be 0 or 1"
+        )
+    return bool(value)
 
 
-def _polygons(segmentation: list[Any]) -> list[npt.NDArray[np.float32]]:
-    polygons = []
-    for polygon in segmentation:
-        is_flat = isinstance(polygon, list) and all(_is_number(value) for value in polygon)
-        if not is_flat or len(polygon) % 2:
-            raise ValueError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
-        if len(polygon) >= 6:
-            polygons.append(np.asarray(polygon, dtype=np.float32).reshape(-1, 2))
-    return polygons
+def _why_not(box: Sequence[float], shape: Shape | None, size: tuple[int, int]) -> str | None:
+    """Why nothing can be learnt from an object, or None."""
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        return "boxes without area"
+    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        return "boxes outside their image"
+    return "polygons of fewer than three points" if shape == [] else None
 
 
-def _rle(segmentation: dict[str, Any], size: tuple[int, int]) -> bytes:
-    if segmentation.get("size") != list(size):
-        raise ValueError(f"is of size {segmentation.get('size')}, its image of {list(size)}")
-    counts = segmentation.get("counts")
-    if isinstance(counts, str):
-        lengths = _lengths(counts)
-    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
-        lengths = counts
-    else:
-        raise ValueError("has neither a text nor a list of whole numbers as counts")
-    if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
-        raise ValueError("has run lengths whose sum is not the area of its image")
-    if isinstance(counts, str):
-        return counts.encode()
-    return pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
-
-
-def _lengths(counts: str) -> list[int]:
-    """The run lengths in COCO's compressed text, which pycocotools reads without any check.
-
-    Each character has five bits, the lowest first, and a bit that says whether more follow; from
-    the fourth number on, the difference to the last but one is written.
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise ValueError("has counts that are no compressed run lengths")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("has counts that end within a number")
-    return lengths
-
-
-def _pack_shapes(shapes: list[Shape | None]) -> dict[str, Tensor]:
-    rles = [shape if isinstance(shape, bytes) else b"" for shape in shapes]
-    polygons = [shape if isinstance(shape, list) else [] for shape in shapes]
-    flat = [polygon for shape in polygons for polygon in shape]
-    points = np.concatenate(flat) if flat else np.zeros((0, 2), dtype=np.float32)
-    return {
-        "rles": _bytes(rles),
-        "rle_ends": _ends(rles),
-        "polygon_ends": _ends(polygons),
-        "point_ends": _ends(flat),
-        "points": torch.from_numpy(points),
-    }
-
-
-def _ends(parts: Sequence[Any]) -> Tensor:
-    return torch.tensor([len(part) for part in parts], dtype=torch.int64).cumsum(0)
-
-
-def _bytes(parts: list[bytes]) -> Tensor:
-    return torch.from_numpy(np.array(bytearray(b"".join(parts)), dtype=np.uint8))
+def _tensor(buffer: Any) -> Tensor:
+    """The numbers of a buffer, without a copy."""
+    numbers = torch.from_numpy(np.asarray(memoryview(buffer)))
+    # Empty buffers may all lie at one address, which torch.save takes for one of several types.
+    return numbers if len(numbers) else numbers.clone()

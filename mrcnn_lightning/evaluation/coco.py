@@ -3,10 +3,8 @@
 I images, N detections of all images.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,12 +47,13 @@ _STATES = {
 class COCOMetric(Metric):
     """Box and mask AP over the images seen, on any number of processes.
 
-    The state is the detections alone, as flat tensors; ground truth is read from the file, at its
-    full precision. An image that was seen twice (samplers repeat some to even out the ranks)
-    counts once.
+    The state is the detections alone, as flat tensors; ground truth is what every process has in
+    its file. An image that was seen twice (samplers repeat some to even out the ranks) counts once.
 
     Args:
-        annotation_file: COCO-format ground truth, or None if only `results` are wanted.
+        ground_truth: gives the images of some ids, their objects and the categories in COCO's
+            format, objects with boxes or, told `of_masks=True`, with run lengths (see
+            `Annotations.ground_truth`); or None if only `results` are wanted.
         category_ids: the file's ids of the labels 1..K.
         class_names: their names.
         has_masks: whether detections have masks.
@@ -64,18 +63,17 @@ class COCOMetric(Metric):
 
     def __init__(
         self,
-        annotation_file: str | None,
+        ground_truth: Callable[..., dict[str, Any]] | None,
         *,
         category_ids: Sequence[int],
         class_names: Sequence[str],
         has_masks: bool,
     ) -> None:
         super().__init__()
-        self.annotation_file = annotation_file
+        self.ground_truth = ground_truth
         self.category_ids = list(category_ids)
         self.class_names = list(class_names)
         self.has_masks = has_masks
-        self._ground_truth: COCO | None = None
         for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -158,10 +156,10 @@ class COCOMetric(Metric):
     ) -> dict[str, float]:
         # A result with a box would be put into an area range by its box, also for its mask.
         keys = {"image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind]}
-        truth = self._load_ground_truth()
+        assert self.ground_truth is not None
+        truth = COCO(self.ground_truth(image_ids, of_masks=kind == "mask"))
         found = truth.loadRes([{key: result[key] for key in keys} for result in results])
         evaluation = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
-        evaluation.params.imgIds = image_ids
         evaluation.run()
         metrics = {
             f"{kind}_{name}": float(value)
@@ -174,17 +172,3 @@ class COCOMetric(Metric):
                 name = self.class_names[self.category_ids.index(category)]
                 metrics[f"{kind}_ap/{name}"] = float(values[values > -1].mean())
         return metrics
-
-    def _load_ground_truth(self) -> COCO:
-        if self._ground_truth is None:
-            assert self.annotation_file is not None
-            content = json.loads(Path(self.annotation_file).read_bytes())
-            for number, annotation in enumerate(content["annotations"], start=1):
-                # The evaluation takes an id of 0 for "no match", and many files count from 0.
-                annotation["id"] = number
-                annotation.setdefault("iscrowd", 0)
-                annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-                if self.has_masks and not annotation.get("segmentation"):
-                    annotation["segmentation"] = [[0.0] * 6]  # a crowd that is only a box
-            self._ground_truth = COCO(content)
-        return self._ground_truth

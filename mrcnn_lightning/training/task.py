@@ -85,7 +85,7 @@ class DetectionTask(lightning.LightningModule):
             _require_truth(data, split, has_masks=has_masks)
         split = SPLITS_OF_STAGE[stage][-1]
         self.metric = COCOMetric(
-            data.files[split][1] if stage != "predict" else None,
+            data.annotations[split].ground_truth if stage != "predict" else None,
             category_ids=self.category_ids,
             class_names=self.model.class_names,
             has_masks=has_masks,

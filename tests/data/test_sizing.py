@@ -168,7 +168,7 @@ def enlarged_batches(root: Path, cache: Path, *, canvas: Canvas) -> list[Batch]:
 def test_the_truth_on_a_square_scores_one(shapes_root: Path, tmp_path: Path) -> None:
     file = shapes_root / "annotations" / "instances_val.json"
     metric = COCOMetric(
-        str(file),
+        Annotations.load(file, cache_dir=tmp_path).ground_truth,
         category_ids=[3, 7, 12],
         class_names=["disc", "box", "triangle"],
         has_masks=False,

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.multiprocessing
 from pycocotools.coco import COCO
 
+from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.evaluation.coco import NUMBERS, COCOMetric
 from mrcnn_lightning.structures import ImageDetections
 from tests.conftest import shared
@@ -29,7 +31,9 @@ def metric(file: Path, categories: list[dict[str, Any]], **changes: Any) -> COCO
         "class_names": [category["name"] for category in ordered],
         "has_masks": True,
     }
-    return COCOMetric(str(file), **(arguments | changes))
+    with tempfile.TemporaryDirectory() as cache:  # what is mapped stays readable
+        annotations = Annotations.load(file, cache_dir=cache)
+    return COCOMetric(annotations.ground_truth, **(arguments | changes))
 
 
 def detections(

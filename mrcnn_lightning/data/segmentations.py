@@ -1,0 +1,110 @@
+"""Segmentations as COCO's format writes them: polygons or run lengths, checked and encoded."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask
+
+# Polygons [x1, y1, x2, y2, ...], or compressed run lengths.
+Shape = list[list[float]] | bytes
+# Beyond this, numbers are not finite as float32, or their sums are not.
+_LARGEST = 1e37
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that float32 can hold."""
+    return isinstance(value, (int, float)) and abs(value) <= _LARGEST
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of such numbers."""
+    if not isinstance(values, list):
+        return False
+    try:
+        # Of millions, faster than one by one: the sum of numbers is one, and a finite one.
+        is_finite = math.isfinite(sum(values))
+    except (TypeError, OverflowError):
+        return False
+    return is_finite and min(values, default=0) >= -_LARGEST and max(values, default=0) <= _LARGEST
+
+
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Shape | None:
+    """An object's polygons or run lengths, None if there are none.
+
+    Polygons of fewer than three points are left out (as Detectron2 does); an empty list is what
+    remains if all are.
+
+    Args:
+        segmentation: the value in the file.
+        size: height and width of the image.
+
+    Raises:
+        ValueError: what is wrong with it, without its place.
+    """
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        return _polygons(segmentation)
+    if isinstance(segmentation, dict):
+        return _run_lengths(segmentation, size)
+    raise ValueError("is neither a list of polygons nor run lengths")
+
+
+def encode_polygons(
+    polygons: Sequence[npt.NDArray[np.float64]], size: Sequence[int]
+) -> dict[str, Any]:
+    """The pixels of an image of `size` that polygons (2 P,) cover, as run lengths."""
+    rles = pycocotools.mask.frPyObjects(list(polygons), *size)
+    rle = rles[0] if len(rles) == 1 else pycocotools.mask.merge(rles)
+    return {"size": size, "counts": rle["counts"]}
+
+
+def _polygons(segmentation: list[Any]) -> list[list[float]]:
+    if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation):
+        raise ValueError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
+    return [polygon for polygon in segmentation if len(polygon) >= 6]
+
+
+def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> bytes:
+    if segmentation.get("size") != list(size):
+        raise ValueError(f"is of size {segmentation.get('size')!r}, its image of {list(size)}")
+    counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        lengths = _lengths(counts)
+    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
+        lengths = counts
+    else:
+        raise ValueError("has neither a text nor a list of whole numbers as counts")
+    if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
+        raise ValueError("has run lengths whose sum is not the area of its image")
+    if isinstance(counts, str):
+        return counts.encode()
+    return pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
+
+
+def _lengths(counts: str) -> list[int]:
+    """The run lengths in COCO's compressed text, which pycocotools reads without any check.
+
+    Each character has five bits, the lowest first, and a bit that says whether more follow; from
+    the fourth number on, the difference to the last but one is written.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError("has counts that are no compressed run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("has counts that end within a number")
+    return lengths
