@@ -62,6 +62,9 @@ class Annotations:
         self.has_id_0: bool = self._packed["has_id_0"]
         self.image_ids: Tensor = self._packed["image_ids"]  # (N,)
         self.image_sizes: Tensor = self._packed["image_sizes"]  # (N, 2) height, width
+        self.boxes: Tensor = self._packed["boxes"]  # (O, 4) float64 x, y, width, height
+        self.labels: Tensor = self._packed["labels"]  # (O,) int64 in 1..K
+        self.crowd: Tensor = self._packed["crowd"]  # (O,) bool
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Annotations, (self._file,)
@@ -110,9 +113,13 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def num_objects(self) -> Tensor:
+        """How many objects each image has, (N,)."""
+        return self._packed["object_ends"].diff(prepend=torch.zeros(1, dtype=torch.int64))
+
     def num_trainable(self) -> Tensor:
         """How many objects each image has, crowds aside, (N,)."""
-        numbers = F.pad((~self._packed["crowd"]).cumsum(0), (1, 0))  # (O + 1,)
+        numbers = F.pad((~self.crowd).cumsum(0), (1, 0))  # (O + 1,)
         return numbers[self._packed["object_ends"]].diff(prepend=numbers[:1])
 
     def file_name(self, index: int) -> str:
@@ -122,11 +129,11 @@ class Annotations:
     def objects(self, index: int) -> Objects:
         """The objects of an image."""
         chosen = self._range("object_ends", index)
-        origins, sides = self._packed["boxes"][chosen].split(2, dim=1)
+        origins, sides = self.boxes[chosen].split(2, dim=1)
         return Objects(
             boxes=torch.cat([origins, origins + sides], dim=1).float(),
-            labels=self._packed["labels"][chosen].clone(),
-            crowd=self._packed["crowd"][chosen].clone(),
+            labels=self.labels[chosen].clone(),
+            crowd=self.crowd[chosen].clone(),
             shapes=[
                 shape if isinstance(shape, bytes) else [torch.from_numpy(p).float() for p in shape]
                 for shape in map(self._shape, range(chosen.start, chosen.stop))

@@ -1,5 +1,6 @@
 """The LightningDataModule of COCO and of any COCO-format set."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,15 +8,19 @@ from typing import Any, get_args
 
 import lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Sampler
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.loader import TimedLoader
+from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import BoxSource, compose_transforms
 from mrcnn_lightning.structures import Batch
+
+_log = logging.getLogger(__name__)
 
 # What each stage reads; the last is what it evaluates.
 SPLITS_OF_STAGE = {
@@ -138,6 +143,8 @@ class COCODataModule(lightning.LightningDataModule):
             annotations = Annotations.load(self.files[split][1], cache_dir=self.cache_dir)
             self._require_images(split, annotations)
             self.annotations[split] = annotations
+            if stage != "predict":
+                self._report(split, is_evaluated=split == SPLITS_OF_STAGE[stage][-1])
         for split, annotations in self.annotations.items():
             own = set(zip(annotations.category_ids, annotations.class_names, strict=True))
             others = set(zip(self.category_ids, self.class_names, strict=True))
@@ -146,6 +153,15 @@ class COCODataModule(lightning.LightningDataModule):
                     f"data.{split}_json={self.files[split][1]} has other categories than "
                     f"the file beside it: only one of them has {name} with the id {category}"
                 )
+
+    @rank_zero_only
+    def _report(self, split: str, *, is_evaluated: bool) -> None:
+        """Say what is in a file that was read."""
+        annotations, file = self.annotations[split], f"data.{split}_json={self.files[split][1]}"
+        for sentence in contents(annotations):
+            _log.info("%s: %s", file, sentence)
+        for sentence in oddities(annotations, is_evaluated=is_evaluated):
+            _log.warning("%s: %s", file, sentence)
 
     def _require_files(self, split: str) -> None:
         images, json = self.files[split]

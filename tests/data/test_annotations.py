@@ -63,7 +63,10 @@ Load = Callable[[Any], Annotations]
 def load(tmp_path: Path) -> Load:
     def write_and_load(value: Any) -> Annotations:
         file = tmp_path / "file.json"
-        file.write_text(value if isinstance(value, str) else json.dumps(value))
+        if isinstance(value, bytes):
+            file.write_bytes(value)
+        else:
+            file.write_text(value if isinstance(value, str) else json.dumps(value))
         return Annotations.load(file, cache_dir=tmp_path / "cache")
 
     return write_and_load
@@ -75,6 +78,20 @@ def decoded(objects: Objects, number: int, size: tuple[int, int]) -> np.ndarray:
         return pycocotools.mask.decode({"size": list(size), "counts": shape})
     rles = pycocotools.mask.frPyObjects([p.flatten().tolist() for p in shape], *size)
     return pycocotools.mask.decode(pycocotools.mask.merge(rles))
+
+
+def wrong(path: str, new: Any) -> dict[str, Any]:
+    """The small file with one value replaced, or deleted if the new one is `...`."""
+    value: Any = content()
+    *way, last = (int(word) if word.isdigit() else word for word in path.split("."))
+    node = value
+    for word in way:
+        node = node[word]
+    if new is ...:
+        del node[last]
+    else:
+        node[last] = new
+    return value
 
 
 def test_every_kind_of_segmentation(load: Load) -> None:
@@ -132,8 +149,16 @@ def test_what_cannot_be_learnt_from_is_left_out(load: Load) -> None:
         annotation(5, 7, 2, SQUARE, bbox=[1, 1, 0, 4]),
         annotation(6, 7, 2, [[1, 1, 2, 2]]),
         annotation(7, 7, 2, [[1, 1, 2, 2], *SQUARE]),
+        annotation(8, 7, 2, SQUARE, bbox=[10, 1, 4, 4]),
     ]
     packed = load(value)
+    assert packed.left_out == {
+        "boxes without area": 1,
+        "polygons of fewer than three points": 1,
+        "boxes outside their image": 1,
+    }
+    truth = packed.ground_truth([7], of_masks=False)
+    assert [each["bbox"] for each in truth["annotations"]] == [[1, 1, 4, 4]]
     assert packed.without_mask == [] and len(packed.objects(1).labels) == 1
     assert len(packed.objects(1).shapes[0]) == 1
 
@@ -154,7 +179,8 @@ def test_no_annotations_at_all(load: Load) -> None:
     packed = load(value)
     assert sum(len(packed.objects(index).labels) for index in range(3)) == 0
     assert not packed.is_annotated and load(value | {"annotations": []}).is_annotated
-    assert len(load(value | {"annotations": None}).objects(0).labels) == 0
+    nothing = load(value | {"annotations": None})
+    assert len(nothing.objects(0).labels) == 0 and not nothing.is_annotated
 
 
 def test_numbers_that_are_whole_though_they_are_floats(load: Load) -> None:
@@ -164,6 +190,107 @@ def test_numbers_that_are_whole_though_they_are_floats(load: Load) -> None:
     packed = load(value)
     assert packed.image_ids.dtype == torch.int64 and packed.image_sizes[2].tolist() == [8, 10]
     assert packed.objects(2).labels.tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_crowd"), [(0, False), (1, True), (False, False), (True, True), (..., False)]
+)
+def test_crowds_however_they_are_written(load: Load, value: Any, is_crowd: bool) -> None:
+    packed = load(wrong("annotations.1.iscrowd", value))
+    assert packed.objects(0).crowd.tolist() == [is_crowd]
+    (truth,) = packed.ground_truth([30], of_masks=True)["annotations"]
+    assert truth["iscrowd"] is int(is_crowd)
+
+
+@pytest.mark.parametrize("area", [0, None, "16", -3, float("nan"), True, [1]])
+def test_an_odd_area_is_measured(load: Load, area: Any) -> None:
+    value = wrong("annotations.1.area", area)
+    value["annotations"][1]["bbox"] = [0.5, 1, 4, 5]
+    packed = load(value)
+    rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(SQUARE, 8, 10))
+    (truth,) = packed.ground_truth([30], of_masks=True)["annotations"]
+    assert truth["area"] == pycocotools.mask.area(rle) == 16 and packed.odd_areas == 1
+    del value["annotations"][1]["segmentation"]
+    packed = load(value)
+    (truth,) = packed.ground_truth([30], of_masks=False)["annotations"]
+    assert truth["area"] == 20 and packed.odd_areas == 1
+    del value["annotations"][1]["area"]
+    assert load(value).odd_areas == 0
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_ground_truth_is_what_pycocotools_reads(split: str, tmp_path: Path) -> None:
+    path = shared(f"data/coco_tiny/annotations/instances_{split}2017.json")
+    packed, peer = Annotations.load(path, cache_dir=tmp_path), COCO(str(path))
+    ids = sorted(peer.getImgIds())
+    for of_masks in (False, True):
+        truth = packed.ground_truth(ids, of_masks=of_masks)
+        expected = [entry for image_id in ids for entry in peer.imgToAnns[image_id]]
+        for ours, theirs in zip(truth["annotations"], expected, strict=True):
+            for key in ("image_id", "category_id", "area", "iscrowd"):
+                assert ours[key] == theirs[key]
+            if of_masks:
+                assert ours["segmentation"]["counts"] == peer.annToRLE(theirs)["counts"]
+            else:
+                assert ours["bbox"] == theirs["bbox"]
+
+
+def test_json_that_is_not_by_the_book(load: Load) -> None:
+    """Python writes NaN; Windows' editors a mark at the start, or UTF-16."""
+    value = content()
+    value["annotations"][0]["score"] = float("nan")
+    boxes = load(content()).objects(2).boxes
+    assert torch.equal(load(value).objects(2).boxes, boxes)
+    for encoding in ("utf-8-sig", "utf-16"):
+        assert torch.equal(load(json.dumps(value).encode(encoding)).objects(2).boxes, boxes)
+
+
+@pytest.mark.parametrize("damaged", ["empty", "cut off", "other"])
+def test_a_damaged_cache_is_made_anew(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, cache = tmp_path / "file.json", tmp_path / "cache"
+    file.write_text(json.dumps(content()))
+    boxes = Annotations.load(file, cache_dir=cache).objects(2).boxes
+    (packed,) = cache.glob("*.pt")
+    whole = packed.read_bytes()
+    torch.save({}, tmp_path / "other.pt")
+    other = (tmp_path / "other.pt").read_bytes()
+    packed.write_bytes({"empty": b"", "cut off": whole[: len(whole) // 2], "other": other}[damaged])
+    assert torch.equal(Annotations.load(file, cache_dir=cache).objects(2).boxes, boxes)
+    assert "is damaged and is made anew" in caplog.text
+    assert len(packed.read_bytes()) == len(whole)
+    caplog.clear()
+    Annotations.load(file, cache_dir=cache)
+    assert not caplog.records
+
+
+def test_a_cache_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cache, seen = tmp_path / "file.json", tmp_path / "cache", []
+    file.write_text(json.dumps(content()))
+    monkeypatch.setattr("os.fsync", lambda _: seen.append(list(cache.glob("*.pt"))))
+    Annotations.load(file, cache_dir=cache)
+    assert seen == [[]] and len(list(cache.glob("*.pt"))) == 1
+
+
+def test_a_full_disk_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    file, cache = tmp_path / "file.json", tmp_path / "cache"
+    file.write_text(json.dumps(content()))
+    Annotations.load(file, cache_dir=cache)
+    (packed,) = cache.glob("*.pt")
+    packed.unlink()
+    packed.with_suffix(".unfinished").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"data.cache_dir=.* cannot be written to, give another"):
+        Annotations.load(file, cache_dir=cache)
+    assert not list(cache.glob("*.unfinished"))
+
+
+def test_a_file_with_the_longest_name(tmp_path: Path) -> None:
+    file = tmp_path / f"{'é' * 125}.json"
+    file.write_text(json.dumps(content()))
+    assert len(Annotations.load(file, cache_dir=tmp_path)) == 3
 
 
 def test_another_process_opens_the_file_for_itself(load: Load) -> None:
@@ -180,24 +307,37 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
         Annotations.load(tmp_path / "file.json", cache_dir=tmp_path / "cache")
 
 
-def wrong(path: str, new: Any) -> dict[str, Any]:
-    """The small file with one value replaced, or deleted if the new one is `...`."""
-    value: Any = content()
-    *way, last = (int(word) if word.isdigit() else word for word in path.split("."))
-    node = value
-    for word in way:
-        node = node[word]
-    if new is ...:
-        del node[last]
-    else:
-        node[last] = new
-    return value
+NESTED = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ("{", r"file.json is not a JSON file"),
+        ("", r"file.json is not a JSON file: it is empty"),
+        (NESTED, r"file.json is no COCO-format file: it is nested too deeply"),
+        (f'{{"images": {NESTED}}}', r"file.json is no COCO-format file: it is nested too deeply"),
+        (
+            json.dumps(content()).replace('"bbox": [1', f'"bbox": [{NESTED}', 1),
+            r"file.json is no COCO-format file: it is nested too deeply",
+        ),
+        (wrong("annotations.1.iscrowd", "0"), r"annotation 2 has iscrowd='0', which must be 0 or"),
+        (wrong("annotations.1.iscrowd", None), r"annotation 2 has iscrowd=None, which must be 0"),
+        (wrong("annotations.1.iscrowd", 2), r"annotation 2 has iscrowd=2, which must be 0 or 1"),
+        (wrong("annotations.1.iscrowd", []), r"annotation 2 has iscrowd=\[\], which must be 0 or"),
+        (
+            wrong("images.1.id", 2**70),
+            r"image 2 of 3 has id=1180.*, .* from 0 on and below 2\*\*63",
+        ),
+        (wrong("images.1.height", 2**70), r"image 2 of 3 has height=118.*, .* and below 2\*\*31"),
+        (wrong("categories.1.id", 2**70), r"category 2 of 2 has id=1180.*, .* and below 2\*\*63"),
+        (wrong("annotations.1.bbox.2", 10**400), r"annotation 2 has bbox=.* four numbers"),
+        (wrong("annotations.1.segmentation.0.3", 10**400), r"annotation 2 .* finite numbers"),
+        (wrong("annotations.1.segmentation.0.3", 1e39), r"annotation 2 .* finite numbers"),
+        (wrong("annotations.1.image_id", 2**70), r"1 annotations name an image .*: annotation 2"),
+        (wrong("images.1.file_name", "a\ud800"), r"image 2 of 3 has file_name=.*ud800.* surrogate"),
+        (wrong("categories.1.name", "\udce4"), r"category 2 of 2 has name=.*udce4.* surrogate"),
+        (wrong("images.1.file_name", "a/" + "é" * 128), r"image 2 of 3 .* at most 255 bytes"),
         ([], r"file.json is no COCO-format file: it has no list of images"),
         (wrong("categories", ...), r"it has no list of categories"),
         (wrong("images", []), r"file.json has no images"),
