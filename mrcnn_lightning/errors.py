@@ -24,6 +24,7 @@ from omegaconf.errors import (
 )
 
 from mrcnn_lightning.log import log_to_file
+from mrcnn_lightning.ranks import first_failure, own_rank
 from mrcnn_lightning.values import unknown_key, unknown_option
 
 USER_ERRORS = (
@@ -36,32 +37,70 @@ USER_ERRORS = (
 )
 
 
+ERROR_FILE = "error.txt"
+_HYDRAS = "HYDRA_FULL_ERROR"
+_asked_hydra = False
+
+
+@contextmanager
+def composed() -> Iterator[None]:
+    """Print why a configuration does not compose in one line, instead of Hydra's advice."""
+    global _asked_hydra
+    if _HYDRAS in os.environ:  # the user wants all of it
+        yield
+        return
+    os.environ[_HYDRAS], _asked_hydra = "1", True
+    try:
+        yield
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        say(f"error: {sentence(error)}")
+        sys.exit(1)
+    finally:
+        stop_asking_hydra()
+
+
+def stop_asking_hydra() -> None:
+    """From here on Hydra treats errors as it does: those of a run, and of other processes."""
+    global _asked_hydra
+    if _asked_hydra:
+        del os.environ[_HYDRAS]
+        _asked_hydra = False
+
+
+def say(text: str) -> None:
+    """Print to the error stream."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
-    """Print a user's error in one line and exit with 1; the traceback goes to a file.
+    """Print a user's error in one line and exit with 1; the traceback goes to files.
 
+    Of several processes only rank 0 prints, and what it prints is the first error of any of them.
     With HYDRA_FULL_ERROR set, errors are left as they are.
 
     Args:
         folder: for `error.txt`.
         in_sweep: whether other jobs are to go on; Hydra then exits with 1 after the last.
     """
+    file = Path(folder, ERROR_FILE)
+    if in_sweep:
+        file.unlink(missing_ok=True)
     try:
         yield
-    except USER_ERRORS as error:
-        if "HYDRA_FULL_ERROR" in os.environ:
-            log_to_file(traceback.format_exc())
+    except Exception as error:
+        details = traceback.format_exc()
+        log_to_file(details)
+        is_users = isinstance(error, USER_ERRORS) and _HYDRAS not in os.environ
+        line = f"error: {sentence(error)}"
+        line += f" (rank {own_rank()})" if own_rank() else ""
+        first = first_failure(file, f"{line}\n\n{details}" if is_users else details)
+        if first == details:
             raise
-        file = Path(folder, "error.txt")
-        file.write_text(traceback.format_exc())
-        log_to_file(traceback.format_exc())
-        print(f"error: {sentence(error)}\n(details: {file})", file=sys.stderr)
+        say(f"{first}\n(details: {file})")
         if in_sweep:
             raise CompactHydraException(f"this job failed, see {file}") from None
         sys.exit(1)
-    except Exception:
-        log_to_file(traceback.format_exc())
-        raise
 
 
 def sentence(error: BaseException) -> str:

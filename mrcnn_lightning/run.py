@@ -13,9 +13,11 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE
-from mrcnn_lightning.errors import in_one_sentence
+from mrcnn_lightning.errors import ERROR_FILE, composed, in_one_sentence
 from mrcnn_lightning.log import kept_in_log
 from mrcnn_lightning.phases import run_phases, save_last
+from mrcnn_lightning.ranks import watch
+from mrcnn_lightning.run_folder import release
 from mrcnn_lightning.training.devices import check_devices, check_trainer
 from mrcnn_lightning.values import check_values
 
@@ -53,6 +55,7 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     spec |= {"model": resolved["model"], "show_score": cfg.show_score, "phase": phase}
     task = _build(cfg.task)(spec=spec | classes, **classes)
     trainer = _trainer(cfg)
+    watch(trainer, Path(cfg.run_dir if phase is None else Path(cfg.run_dir).parent, ERROR_FILE))
     if trainer.is_global_zero:
         OmegaConf.save(cfg, Path(cfg.run_dir, "config.yaml"), resolve=True)
         for logger in trainer.loggers:
@@ -94,11 +97,19 @@ def _trainer(cfg: DictConfig) -> lightning.Trainer:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """What `python train.py` and `mrcnn train` start."""
+def _main(cfg: DictConfig) -> float | None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     with kept_in_log(), in_one_sentence(cfg.run_dir, in_sweep=in_sweep):
         return run(cfg, in_sweep=in_sweep)
+
+
+def main() -> None:
+    """What `python train.py` and `mrcnn train` start."""
+    try:
+        with composed():
+            _main()
+    finally:
+        release()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def test_annotations_of_unknown_categories(
 def test_misspelt_options(run_main: Run) -> None:
     status, output = run_main("experiment=shapes", "trainer.devcies=2")
     assert status == 1 and "Traceback" not in output
-    assert "Could not override 'trainer.devcies'" in output
+    assert "error: Could not override 'trainer.devcies'" in output and "+trainer" not in output
+    assert "did you mean trainer.devices?" in output
     status, output = run_main("backbone=resnet51")
     assert status == 1 and "Traceback" not in output
     assert "Could not find 'backbone/resnet51'" in output and "resnet50" in output

@@ -72,7 +72,9 @@ class MaskHead(nn.Module):
     def _logits(self, maps: Tensor, row: Tensor) -> Tensor:
         """The classifier's maps of one row for each RoI, without those of all others."""
         assert self.classifier.bias is not None
-        weight, bias = self.classifier.weight.flatten(1)[row], self.classifier.bias[row]
+        # Channels last, as the layer's weight is, so that its gradient is too: DDP's buckets are.
+        weight = self.classifier.weight.permute(0, 2, 3, 1).flatten(1)[row]  # (N, C)
+        bias = self.classifier.bias[row]
         cells = maps.permute(0, 2, 3, 1).flatten(1, 2)  # (N, m * m, C)
         logits = torch.baddbmm(bias[:, None, None], cells, weight[:, :, None])  # (N, m * m, 1)
         return logits.view(len(maps), *maps.shape[2:])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,22 @@ class GradientsOfEachRank(Callback):
             "gradients": {name: p.grad for name, p in model.named_parameters()},
         }
         torch.save(content, f"{self.file}{trainer.global_rank}")
+
+
+class FailsAlone(Callback):
+    """Raises on one rank after the first step; others wait, as in NCCL, where nothing ends them.
+
+    Args:
+        rank: which.
+    """
+
+    def __init__(self, *, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Raise, or wait."""
+        if trainer.global_rank == self.rank:
+            raise ValueError("one rank has had enough")
+        time.sleep(200)

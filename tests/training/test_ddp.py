@@ -3,7 +3,10 @@
 import csv
 import json
 import re
+import socket
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,12 @@ TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
 def test_a_run_on_two_processes(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    others = tmp_path / "runs" / f"{datetime.now():%Y}"  # as if it began in the same second
+    others.mkdir(parents=True)
     process = command(
         *tiny(
             *TWO,
+            "hydra.run.dir='runs/${now:%Y}'",
             "trainer.max_epochs=2",
             "trainer.check_val_every_n_epoch=2",
             "+callbacks.weights._target_=tests.training.recorder.WeightsOfEachRank",
@@ -30,7 +36,9 @@ def test_a_run_on_two_processes(tiny: Callable[..., list[str]], tmp_path: Path) 
         cwd=tmp_path,
     )
     assert process.returncode == 0
-    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    run = others.with_name(f"{others.name}_2")
+    assert not list(others.iterdir()) and set((tmp_path / "runs").iterdir()) == {others, run}
+    assert "Grad strides do not match" not in (run / "train.log").read_text()
     assert {"config.yaml", "checkpoints", "pictures", "csv"} <= {p.name for p in run.iterdir()}
     first, second = (torch.load(tmp_path / f"weights{rank}", weights_only=True) for rank in (0, 1))
     assert len(first) > 50
@@ -53,6 +61,39 @@ def test_a_run_on_two_processes(tiny: Callable[..., list[str]], tmp_path: Path) 
         json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "two")
     ]
     assert len(found[0]) == len(found[1]) > 0
+
+
+def test_processes_started_one_by_one_of_which_one_fails(
+    tiny: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun or SLURM start them: one folder, and the first failure ends all of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    names = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2"}
+    for name, value in (names | {"LOCAL_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    processes = []
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        overrides = tiny(
+            *TWO,
+            "hydra.run.dir='runs/${now:%H-%M-%S-%f}'",
+            "+callbacks.fails._target_=tests.training.recorder.FailsAlone",
+            "+callbacks.fails.rank=1",
+        )
+        processes.append(command(*overrides, cwd=tmp_path, wait=False))
+        time.sleep(0.5)
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert outputs[1].strip().splitlines()[-2:] == [
+        "error: one rank has had enough (rank 1)",
+        f"(details: {run}/error.txt)",
+    ]
+    assert "Traceback" in (run / "error.txt").read_text()
+    assert not any("Traceback" in output for output in outputs)
 
 
 def metrics(file: Path) -> dict[str, str]:
