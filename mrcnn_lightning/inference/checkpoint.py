@@ -9,7 +9,7 @@ import hydra
 
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.weight_files import SPEC_KEY, read_checkpoint
-from mrcnn_lightning.models.weights import differences
+from mrcnn_lightning.models.weights import differences, require_finite
 
 # What a checkpoint may name is defined in one of these.
 _PART_MODULES = (
@@ -115,6 +115,7 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     problems = differences(model.state_dict(), state)
     if problems:
         raise ValueError(f"{path} does not fit the model that it describes: {problems}")
+    require_finite(state, str(path))
     model.load_state_dict(state, strict=False)
     built = {key: hydra.utils.instantiate(part) for key, part in sizing.items()}
     return model.eval(), spec | built

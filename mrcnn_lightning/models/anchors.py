@@ -80,6 +80,10 @@ class Anchors:
 class AnchorSampler:
     """Chooses the anchors to learn from (Faster R-CNN, sections 3.1.2 and 3.1.3).
 
+    An object that no anchor touches (IoU 0), one outside the image or without area, has no
+    positive anchor, whatever `best_matches` is. (In torchvision and Detectron2 all anchors tie at
+    its best IoU of 0, and all become positive.)
+
     Args:
         num: sampled anchors an image.
         positive_fraction: at most this part of them is positive.

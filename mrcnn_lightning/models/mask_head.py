@@ -87,7 +87,9 @@ class MaskHead(nn.Module):
         # The host waits for the number of positives: convolutions on all RoIs would cost more.
         image, roi = torch.nonzero(rois.labels, as_tuple=True)
         boxes, objects = rois.boxes[image, roi], rois.objects[image, roi]
-        logits = self(features, boxes, image, rois.labels[image, roi])
+        # Compiled convolutions cannot go backward through no RoI at all.
+        forward = self if len(boxes) else self.forward
+        logits = forward(features, boxes, image, rois.labels[image, roi])
         wanted = self.targets(
             targets.masks[image, objects],
             targets.mask_frames[image, objects],

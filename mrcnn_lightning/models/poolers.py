@@ -14,9 +14,9 @@ from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.ops.roi_align import assign_levels, crop_and_resize, roi_align
 
 
-def _levels(strides: Sequence[int]) -> range:
+def _levels(strides: Sequence[int]) -> list[int]:
     """Log2 of the levels' strides."""
-    return range(strides[0].bit_length() - 1, strides[-1].bit_length())
+    return [stride.bit_length() - 1 for stride in strides]
 
 
 class RoIAlign(nn.Module):

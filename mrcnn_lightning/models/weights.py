@@ -80,6 +80,25 @@ def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights of a training that had diverged: they would find nothing, without a word.
+
+    Args:
+        state: by name.
+        source: what the weights are of, for the message.
+
+    Raises:
+        ValueError: names them.
+    """
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        raise ValueError(
+            f"{source} has numbers that are not finite in {len(broken)} of its {len(state)} "
+            f"tensors ({first}): its training had diverged, take an earlier checkpoint"
+        )
+
+
 def _load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], report: LoadReport, unknown: Sequence[str] = ()
 ) -> None:
@@ -89,6 +108,7 @@ def _load_strictly(
     problems = differences(own, {**state, **unexplained}, fresh=report.replaced)
     if problems:
         raise ValueError(f"{report.source} is not of this architecture: {problems}")
+    require_finite(state, report.source)
     report.loaded = [key for key in state if key in own]
     module.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
     report.log()

@@ -29,7 +29,9 @@ def _overlaps(boxes, groups, rows, are_rows, columns, are_columns, threshold):  
     overlap = width * height
     area = (x2 - x1) * (y2 - y1)
     other_area = (other_x2 - other_x1) * (other_y2 - other_y1)
-    return (overlap / (area + other_area - overlap) > threshold) & (group == other_group)
+    # Triton's own division is not exact, and a pair may lie exactly at the threshold.
+    iou = tl.div_rn(overlap, area + other_area - overlap)
+    return (iou > threshold) & (group == other_group)
 
 
 @triton.jit

@@ -15,6 +15,9 @@ from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageDetections]:
     """Each image's detections on the host, in its own pixels, with masks run-length encoded.
 
+    Boxes without area, of objects that the image's edge has cut to nothing, are left out here and
+    not in the selector: they have taken places among the best (as in Detectron2).
+
     Args:
         detections: of the batch.
         batch: where they were found.
@@ -29,11 +32,12 @@ def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageD
     origins, scales = windows[:, None, :2].double(), scales[:, None]  # (B, 1, 2)
     boxes = detections.boxes.double()
     boxes = torch.cat([(boxes[..., :2] - origins) / scales, (boxes[..., 2:] - origins) / scales], 2)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)  # (B, D)
     images = []
     for image, (image_id, (height, width)) in enumerate(
         zip(image_ids.tolist(), sizes.tolist(), strict=True)
     ):
-        found = detections.labels[image] > 0
+        found = (detections.labels[image] > 0) & has_area[image]
         rles = None
         if detections.masks is not None:
             masks = detections.masks[image, found]

@@ -15,16 +15,25 @@ from mrcnn_lightning.ops.precision import at_least_float32
 
 
 def assign_levels(
-    boxes: Tensor, *, canonical_size: float, canonical_level: int, levels: range, rounded: bool
+    boxes: Tensor,
+    *,
+    canonical_size: float,
+    canonical_level: int,
+    levels: Sequence[int],
+    rounded: bool,
 ) -> Tensor:
     """The pyramid level of each box (R, 4), as an index into `levels`: (R,) int64.
 
     Equation 1 of the FPN paper, with torchvision's 1e-6 against rounding at powers of two; or
-    rounded to the nearest level instead of down.
+    rounded to the nearest level instead of down. Where the pyramid skips a level, its boxes go to
+    the next coarser one. A box that is not finite goes to the first.
     """
     level = canonical_level + torch.log2(area(boxes).sqrt() / canonical_size)
     level = torch.round(level) if rounded else torch.floor(level + 1e-6)
-    return level.clamp(levels[0], levels[-1]).to(torch.int64) - levels[0]
+    index = torch.zeros_like(level, dtype=torch.int64)
+    for finer in levels[:-1]:
+        index += level > finer
+    return index
 
 
 def _taps(points: Tensor, size: Tensor, *, reach: float) -> tuple[Tensor, Tensor]:
@@ -41,7 +50,8 @@ def _taps(points: Tensor, size: Tensor, *, reach: float) -> tuple[Tensor, Tensor
     """
     last = (size - 1)[:, None].to(points.dtype)
     inside = (points >= -reach) & (points <= last + reach)
-    points = torch.minimum(points.clamp(min=0), last)
+    # Points that are not finite, of boxes of a run that diverges, become 0.
+    points = torch.minimum(torch.fmax(points, points.new_zeros(())), last)
     low = points.floor()
     high = torch.minimum(low + 1, last)
     upper = points - low

@@ -33,8 +33,17 @@ class SampledIndices(NamedTuple):
 
 def image_key(seed: int, epoch: int, image_id: int) -> int:
     """A 32-bit seed for all that is random about one image in one epoch."""
-    digest = hashlib.blake2b(struct.pack("<qqq", seed, epoch, image_id), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
+    return _digest(seed, epoch, image_id)
+
+
+def step_key(seed: int, step: int, part: int, rank: int) -> int:
+    """A 32-bit seed for what layers draw (stochastic depth) in one of a step's batches."""
+    return _digest(seed, step, part, rank)
+
+
+def _digest(*numbers: int) -> int:
+    content = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
 
 
 def _mix(bits: Tensor) -> Tensor:

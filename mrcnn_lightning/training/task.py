@@ -16,8 +16,9 @@ from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import COCOMetric
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.weight_files import SPEC_KEY
-from mrcnn_lightning.models.weights import differences, load_detector
+from mrcnn_lightning.models.weights import differences, load_detector, require_finite
 from mrcnn_lightning.ops.results import per_image
+from mrcnn_lightning.ops.sampling import step_key
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
 
@@ -37,6 +38,7 @@ class DetectionTask(lightning.LightningModule):
         backbone_lr_factor: the backbone's part of the learning rate.
         val_losses: whether losses are computed in validation too.
         compiled: whether `torch.compile` makes the model's kernels.
+        seed: of what layers draw in training, such as stochastic depth.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class DetectionTask(lightning.LightningModule):
         backbone_lr_factor: float,
         val_losses: bool,
         compiled: bool,
+        seed: int,
     ) -> None:
         super().__init__()
         self.category_ids = list(category_ids)
@@ -68,6 +71,8 @@ class DetectionTask(lightning.LightningModule):
         self.decay_biases = decay_biases
         self.backbone_lr_factor = backbone_lr_factor
         self.val_losses = val_losses
+        self.seed = seed
+        self._drawn = (-1, 0)  # the step that layers last drew for, and which of its batches
         self.results: dict[str, float] = {}  # of the last evaluation
         self.scored_at: int | None = None  # after how many steps that was
 
@@ -131,6 +136,7 @@ class DetectionTask(lightning.LightningModule):
         Raises:
             ValueError: it is no longer finite.
         """
+        self._seed_layers()
         losses = self.model.loss(batch)
         total = torch.stack(list(losses.values())).sum()
         log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -147,6 +153,12 @@ class DetectionTask(lightning.LightningModule):
             batch_size=len(batch),
         )
         return total
+
+    def _seed_layers(self) -> None:
+        """Let layers draw the same after a resume, and other numbers on each rank."""
+        step, part = self._drawn
+        self._drawn = (step, part + 1) if step == self.global_step else (self.global_step, 0)
+        torch.manual_seed(step_key(self.seed, *self._drawn, self.global_rank))
 
     def _evaluate(self, batch: Batch, split: str) -> Detections:
         features = self.model.features(batch)
@@ -232,6 +244,7 @@ class DetectionTask(lightning.LightningModule):
                 f"ckpt_path is of another architecture: {problems}; give the same overrides as in "
                 "its run (config.yaml in its folder)"
             )
+        require_finite(checkpoint["state_dict"], "ckpt_path")
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:  # would undo what this run's optimizer is
                 group |= fused_option(self.make_optimizer, self.trainer)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from mrcnn_lightning.cli import app
 from mrcnn_lightning.data.sizing import PadToMultiple, shorter_side
 from mrcnn_lightning.inference.checkpoint import load_checkpoint, require_own_parts
+from mrcnn_lightning.models.weights import load_detector
 
 
 def test_a_checkpoint_is_all_it_takes(checkpoint: Path) -> None:
@@ -47,6 +49,24 @@ def test_other_targets_are_refused(checkpoint: Path, tmp_path: Path, target: str
     torch.save(content, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match="is no part of this project, and is not run"):
         load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_weights_that_are_not_finite_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """They would find nothing, and say '0 objects'."""
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    for value in content["state_dict"].values():
+        value.fill_(torch.nan if value.is_floating_point() else 0)
+    torch.save(content, tmp_path / "diverged.ckpt")
+    command = ["predict", str(tmp_path / "diverged.ckpt"), str(tmp_path), "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert re.match(
+        r"error: .*diverged.ckpt has numbers that are not finite in \d+ of its \d+ tensors "
+        r"\(.*\): its training had diverged, take an earlier checkpoint",
+        result.stderr,
+    )
+    with pytest.raises(ValueError, match="weights=.*numbers that are not finite"):
+        load_detector(load_checkpoint(checkpoint)[0], str(tmp_path / "diverged.ckpt"))
 
 
 @pytest.mark.parametrize("key", ["resize", "canvas"])

@@ -189,6 +189,19 @@ def test_compiled_parts_give_the_same_losses(
     assert set(compiled_graphs[1:]) <= {compiled_graphs[-1]}
 
 
+def test_a_compiled_mask_head_without_a_positive_roi(
+    model: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.mask_head is not None
+    torch._dynamo.reset()
+    model.mask_head.compile(dynamic=True, backend="aot_eager")
+    for batch in (one_image(), make_batch([(96, 128)], [[]], [[]])):
+        model.zero_grad()
+        model.loss(batch)["loss_mask"].backward()
+    weight = model.mask_head.deconv.weight
+    assert weight.grad is not None and not weight.grad.any()
+
+
 def test_masks_of_empty_places_change_nothing(
     model: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_the_kernel_compiles_for_a_gpu() -> None:
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert compiled.asm["cubin"]
+    assert "div.rn.f32" in compiled.asm["ptx"] and "div.full.f32" not in compiled.asm["ptx"]
 
 
 @pytest.mark.gpu

@@ -85,6 +85,51 @@ def test_levels_follow_the_papers_equation() -> None:
         assert assign_levels(box, rounded=True, **options) + 2 == level
 
 
+def test_a_pyramid_that_skips_a_level_pools_from_the_next_coarser_one() -> None:
+    strides = [4, 16, 32]
+    sides = torch.tensor([56.0, 111, 112, 223, 224, 447, 448, 900])
+    boxes = torch.stack([sides * 0 + 8, sides * 0 + 4, sides + 8, sides + 4], dim=1)
+    features = [torch.randn(1, 2, 960 // stride, 960 // stride) for stride in strides]
+    pooler = RoIAlign(
+        strides=strides,
+        output_size=7,
+        sampling_ratio=2,
+        aligned=False,
+        canonical_size=224,
+        canonical_level=4,
+    )
+    pooled = pooler(features, boxes, torch.zeros(8, dtype=torch.int64))
+    for box, level, found in zip(boxes, [0, 0, 1, 1, 1, 1, 2, 2], pooled, strict=True):
+        expected = torchvision.ops.roi_align(
+            features[level], [box[None]], 7, 1 / strides[level], sampling_ratio=2
+        )
+        assert (found - expected[0]).abs().max() < 1e-4
+
+
+def test_boxes_that_are_not_finite_pool_from_somewhere() -> None:
+    """A run that diverges is ended by its loss, not by an index of -2147483648."""
+    features = [torch.randn(1, 4, 32 // s, 32 // s, requires_grad=True) for s in (1, 2, 4, 8)]
+    boxes = torch.tensor(
+        [[3.0, 4, 90, 70], [torch.nan] * 4, [0, 0, torch.inf, 9], [-torch.inf] * 4]
+    )
+    index = torch.zeros(4, dtype=torch.int64)
+    for pooler in (
+        RoIAlign(
+            strides=STRIDES,
+            output_size=7,
+            sampling_ratio=2,
+            aligned=False,
+            canonical_size=224,
+            canonical_level=4,
+        ),
+        CropAndResize(strides=STRIDES, output_size=7, canonical_size=224, canonical_level=4),
+    ):
+        pooled = pooler(features, boxes, index)
+        assert pooled[0].isfinite().all()
+        assert torch.equal(pooled[:1], pooler(features, boxes[:1], index[:1]))
+        pooled.sum().backward()
+
+
 def test_half_precision_features_are_summed_in_float32() -> None:
     features = [torch.randn(1, 4, 32 // s, 32 // s) for s in (1, 2, 4, 8)]
     pooler = RoIAlign(

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+import torchvision
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -21,11 +22,21 @@ class Recorder(Callback):
     Args:
         file: what to write; one for each rank.
         kill_after: steps, after which the process kills itself; 0 is never.
+        drop: whether stages of the backbone are left out at random, as stochastic depth does.
     """
 
-    def __init__(self, *, file: str, kill_after: int = 0) -> None:
+    def __init__(self, *, file: str, kill_after: int = 0, drop: bool = False) -> None:
         self.file = file
         self.kill_after = kill_after
+        self.drop = drop
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Put stochastic depth behind the backbone."""
+        if self.drop:
+            depth = torchvision.ops.StochasticDepth(0.5, "row")
+            pl_module.model.backbone.register_forward_hook(
+                lambda backbone, _, maps: [depth.train(backbone.training)(maps[0]), *maps[1:]]
+            )
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int

@@ -34,6 +34,7 @@ def test_killed_in_an_epoch_and_resumed(
                 recorder,
                 f"+callbacks.recorder.file={tmp_path}/{name}.rank",
                 f"+callbacks.recorder.kill_after={kill_after}",
+                "+callbacks.recorder.drop=true",
                 *more,
             ),
             cwd=tmp_path,

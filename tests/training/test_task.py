@@ -70,6 +70,41 @@ def test_the_loss_falls_and_everything_is_logged(tiny: Callable[..., list[str]])
     assert metrics["val/ap"] == metrics["val/mask_ap"]
 
 
+def test_layers_draw_by_seed_step_batch_and_rank(
+    tiny: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"global_step": 3, "global_rank": 0}
+    for name in place:
+        monkeypatch.setattr(DetectionTask, name, property(lambda _, name=name: place[name]))
+    drawn = []
+
+    def noted(self: Any, batch: Any) -> dict[str, torch.Tensor]:
+        drawn.append(torch.rand(()).item())
+        return {"loss": torch.zeros(())}
+
+    def draws(*, batches: int, **where: int) -> list[float]:
+        place.update(where)
+        drawn.clear()
+        for number in range(batches):
+            torch.manual_seed(number)  # whatever others have drawn
+            task.training_step(make_batch([(32, 32)], [[]], [[]]), number)
+        return list(drawn)
+
+    task, _, trainer = build(tiny())
+    task.trainer = trainer
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(type(task.model), "loss", noted)
+    accumulated = draws(batches=2)
+    others = draws(batches=2, global_step=4) + draws(batches=2, global_step=3, global_rank=1)
+    assert len({*accumulated, *others}) == 6
+    resumed, _, _ = build(tiny())
+    for name in ("log", "log_dict", "trainer"):
+        setattr(resumed, name, getattr(task, name))
+    task = resumed
+    assert draws(batches=2, global_step=3, global_rank=0) == accumulated
+
+
 def test_validation_losses_are_a_switch(tiny: Callable[..., list[str]]) -> None:
     task, data, trainer = build(tiny("trainer.max_steps=1", "task.val_losses=false"))
     trainer.validate(task, datamodule=data, verbose=False)
