@@ -21,6 +21,7 @@ _PART_MODULES = (
     "mrcnn_lightning.models.cascade_head",
     "mrcnn_lightning.models.detections",
     "mrcnn_lightning.models.detector",
+    "mrcnn_lightning.models.initial_weights",
     "mrcnn_lightning.models.mask_head",
     "mrcnn_lightning.models.necks",
     "mrcnn_lightning.models.pixels",

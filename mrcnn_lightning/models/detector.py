@@ -32,6 +32,7 @@ class Detector(nn.Module):
         paste: how masks are pasted into images, see `resized_crops`.
         pad_first: whether the canvas outside the image is zero before normalisation (reference
             model A) instead of after it.
+        init: gives layers the weights that they start with, see `initial_weights`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Detector(nn.Module):
         mask_head: Callable[..., Any] | None,
         paste: Crops,
         pad_first: bool,
+        init: Callable[["Detector"], None],
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
@@ -63,6 +65,7 @@ class Detector(nn.Module):
         self.mask_head = None if mask_head is None else mask_head(**shape)
         self.paste = paste
         self.pad_first = pad_first
+        init(self)
         # Faster convolutions on CPUs and on GPUs alike; the images come in this format too.
         self.to(memory_format=torch.channels_last)
 

@@ -27,6 +27,7 @@ class TwoFC(nn.Module):
         self.out_channels = hidden
         self.fc1 = nn.Linear(in_channels * size**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
+        self.is_pretrained = weights is not None
         if weights is not None:
             self.load_state_dict(read_vgg_classifier(weights, self.state_dict()))
 

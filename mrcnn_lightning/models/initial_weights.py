@@ -1,0 +1,63 @@
+"""What layers start with that no file fills: the habits of each model's source.
+
+Parts start with the papers' (normal, 0.01 and 0.001 for boxes; He et al. 2015 for convolutions with
+ReLU; zero biases). A function here changes what its source does otherwise; backbones have theirs.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mrcnn_lightning.models.box_head import BoxBranch
+
+if TYPE_CHECKING:
+    from mrcnn_lightning.models.detector import Detector
+
+
+def torchvision(detector: "Detector") -> None:
+    """PyTorch's own for all fully connected layers.
+
+    The mask classifier stays as it is: torchvision's grows as classes become fewer.
+    """
+    for branch in _branches(detector):
+        branch.classifier.reset_parameters()
+        branch.deltas.reset_parameters()
+
+
+def detectron2(detector: "Detector") -> None:
+    """Caffe2's Xavier for the fully connected layers of trunks: uniform, by what goes in."""
+    for layer in _fully_connected(detector):
+        nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.zeros_(layer.bias)
+
+
+def vgg(detector: "Detector") -> None:
+    """VGG's of torchvision: normal with 0.01 for the fully connected layers of trunks."""
+    for layer in _fully_connected(detector):
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+
+
+def matterport(detector: "Detector") -> None:
+    """Keras's: Xavier (Glorot and Bengio 2010) for every layer after the backbone."""
+    parts: list[nn.Module] = [detector.neck, detector.rpn, *_branches(detector)]
+    if detector.mask_head is not None:
+        head = detector.mask_head
+        parts += [head.trunk, head.deconv, head.classifier]
+    for layer in (layer for part in parts for layer in part.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _branches(detector: "Detector") -> Iterator[BoxBranch]:
+    return (layer for layer in detector.box_head.modules() if isinstance(layer, BoxBranch))
+
+
+def _fully_connected(detector: "Detector") -> Iterator[nn.Linear]:
+    """Those of the box head's trunks, if no file has filled them."""
+    for branch in _branches(detector):
+        if not getattr(branch.trunk, "is_pretrained", False):
+            yield from (layer for layer in branch.trunk.modules() if isinstance(layer, nn.Linear))
