@@ -43,6 +43,8 @@ class ProposalSelector:
         num_in_training: the same for training.
         nms_iou: of two overlapping by more than this, the lower score goes.
         min_side: smaller boxes are dropped, in pixels.
+        min_side_first: whether they are dropped before the candidates are chosen (py-faster-rcnn)
+            instead of after it, so that all candidates are large enough.
         min_score: less probable boxes are dropped.
         across_levels: whether candidates are counted, and suppress each other, over all levels
             together instead of level by level.
@@ -58,6 +60,7 @@ class ProposalSelector:
         num_in_training: int,
         nms_iou: float,
         min_side: float,
+        min_side_first: bool,
         min_score: float,
         across_levels: bool,
         clip_to_canvas: bool,
@@ -66,6 +69,7 @@ class ProposalSelector:
         self.num = (num, num_in_training)
         self.nms_iou = nms_iou
         self.min_side = min_side
+        self.min_side_first = min_side_first
         self.min_score = min_score
         self.across_levels = across_levels
         self.clip_to_canvas = clip_to_canvas
@@ -78,13 +82,15 @@ class ProposalSelector:
             windows: (B, 4), the images.
             training: which of the numbers hold.
         """
-        index, levels = self._best(output, self.candidates[training])
-        deltas = output.deltas.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes = box_ops.decode(
-            at_least_float32(deltas), output.anchors[index], output.delta_weights
-        )
-        boxes = box_ops.clip(boxes, _canvas(output, windows) if self.clip_to_canvas else windows)
-        scores = at_least_float32(output.objectness.gather(1, index))
+        objectness = output.objectness
+        if self.min_side_first:
+            every = torch.arange(objectness.shape[1], device=objectness.device)
+            boxes = self._boxes(output, every.expand(len(objectness), -1), windows)
+            is_small = ~box_ops.is_at_least(boxes, self.min_side)
+            objectness = objectness.masked_fill(is_small, -torch.inf)
+        index, levels = self._best(objectness, output.level_sizes, self.candidates[training])
+        boxes = self._boxes(output, index, windows)
+        scores = at_least_float32(objectness.gather(1, index))
         kept = box_ops.is_at_least(boxes, self.min_side) & (scores.sigmoid() >= self.min_score)
         kept, valid = batched_nms(
             boxes,
@@ -97,12 +103,22 @@ class ProposalSelector:
         boxes = torch.where(valid[..., None], boxes, 0.0)
         return Proposals(boxes, valid, index.gather(1, kept))
 
-    def _best(self, output: RPNOutput, num: int) -> tuple[Tensor, Tensor]:
+    def _boxes(self, output: RPNOutput, index: Tensor, windows: Tensor) -> Tensor:
+        """The boxes (B, N, 4) of some anchors (B, N), cut to the images."""
+        deltas = output.deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = box_ops.decode(
+            at_least_float32(deltas), output.anchors[index], output.delta_weights
+        )
+        return box_ops.clip(boxes, _canvas(output, windows) if self.clip_to_canvas else windows)
+
+    def _best(
+        self, objectness: Tensor, level_sizes: Sequence[int], num: int
+    ) -> tuple[Tensor, Tensor]:
         """Anchors (B, N) with the highest scores, and the group (N,) in which NMS compares them."""
-        sizes = [sum(output.level_sizes)] if self.across_levels else output.level_sizes
+        sizes = [sum(level_sizes)] if self.across_levels else level_sizes
         indices, groups, first = [], [], 0
         for group, size in enumerate(sizes):
-            scores = output.objectness[:, first : first + size]
+            scores = objectness[:, first : first + size]
             best = scores.topk(min(num, size), dim=1).indices + first
             indices.append(best)
             groups.append(torch.full_like(best[0], group))

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor
 
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.ops.boxes import encode, iou
+from mrcnn_lightning.ops.boxes import decode, encode, iou
 from mrcnn_lightning.structures import Targets
 from tests.conftest import SHARED, build_model, compose, make_batch
 
@@ -147,6 +147,30 @@ def test_boxes_under_16_pixels_are_dropped(model: Detector) -> None:
     proposals = model.rpn.propose(output, batch, training=True)
     boxes = proposals.boxes[proposals.valid]
     assert len(boxes) > 20 and (boxes[:, 2:] - boxes[:, :2]).min() >= 16
+
+
+def test_small_boxes_go_before_candidates_are_counted(model: Detector) -> None:
+    """The order of py-faster-rcnn's proposal layer: clip, drop what is small, sort, cut, NMS."""
+    batch = make_batch([(160, 160), (128, 160)], [[], []], [[], []], dtype=torch.float64)
+    output = model.rpn([torch.randn(2, 512, 10, 10, dtype=torch.float64)], (160, 160))
+    shifts, sides = torch.randn(2, 2, 900, 2, dtype=torch.float64)
+    output = output._replace(
+        objectness=torch.randn(2, 900, dtype=torch.float64),
+        deltas=torch.cat([shifts / 5, sides - 2.5], dim=2),  # many are small
+    )
+    selector = deepcopy(model.rpn.selector)
+    selector.candidates, selector.num = (100, 100), (100, 100)
+    found = selector(output, batch.windows, training=False)
+    for image, (width, height) in enumerate(batch.windows[:, 2:].tolist()):
+        boxes = decode(output.deltas[image], output.anchors, [1.0] * 4)
+        boxes = torchvision.ops.clip_boxes_to_image(boxes, (int(height), int(width)))
+        scores = output.objectness[image]
+        large = torchvision.ops.remove_small_boxes(boxes, 16)
+        assert 100 < len(large) < 600
+        best = large[scores[large].argsort(descending=True)][:100]
+        kept = best[torchvision.ops.nms(boxes[best], scores[best], 0.7)]
+        assert torch.equal(found.anchors[image][found.valid[image]], kept)
+        torch.testing.assert_close(found.boxes[image][found.valid[image]], boxes[kept])
 
 
 def test_heads_are_vggs_layers_with_its_weights(tmp_path: Any) -> None:
