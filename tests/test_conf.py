@@ -120,14 +120,24 @@ def test_items_of_lists_can_be_overridden() -> None:
 def test_published_recipes_sample_a_quarter_of_positives() -> None:
     assert compose().model.roi_sampler.positive_fraction == 0.33
     for experiment in options("experiment"):
-        if "fpn" in experiment:
+        if "rcnn" in experiment:
             cfg = compose(f"experiment={experiment}")
+            assert cfg.name == experiment and cfg.callbacks.early_stopping is None
             assert cfg.model.roi_sampler.positive_fraction == 0.25
+            # Detectron2 decays biases, and leaves images without objects out.
+            assert cfg.task.decay_biases and cfg.data.skip_empty
             lsj = "lsj" in experiment
             assert cfg.data.batch_size == (64 if lsj else 16)
             assert cfg.optimizer.lr == (0.1 if lsj else 0.02)
             steps = 270000 if "3x" in experiment else 90000
             assert cfg.trainer.max_steps == (184375 if lsj else steps)
+
+
+def test_every_form_of_detectron2s_has_a_recipe() -> None:
+    recipes = "".join(file.read_text() for file in (CONF / "experiment").glob("*rcnn*.yaml"))
+    for model in options("model"):
+        if "d2" in model or "cascade" in model:
+            assert f"override /model: {model}\n" in recipes, model
 
 
 def test_the_search_sweeps_the_learning_rate() -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -186,8 +187,10 @@ def read_vgg_classifier(weights: str, own: Mapping[str, Tensor]) -> dict[str, Te
 def load_detector(detector: "Detector", weights: str) -> LoadReport:
     """Load a whole detector to start from; layers that depend on the classes fit where they can.
 
-    Rows of classes that the file names are taken over by name if it names all of the model's;
-    else exactly the layers with rows for classes keep their fresh initialisation.
+    Rows of classes that the file names are taken over by name if it names all of the model's. One
+    that names none has COCO's classes, if their number and the model's names say so; another one
+    with as many rows as the model has classes has these, in their order. Else exactly the layers
+    with rows for classes keep their fresh initialisation.
 
     Args:
         detector: the model.
@@ -202,6 +205,14 @@ def load_detector(detector: "Detector", weights: str) -> LoadReport:
     state, class_names, unknown = _translated(content, detector, report)
     if "rpn.head.cls_logits.weight" in content:
         _look_at_eps(detector, weights)
+    if class_names is None:
+        class_names = _cocos_names(state, detector.class_names, weights)
+    if class_names is None and _num_classes(state) == len(detector.class_names):
+        log.warning(
+            "%s does not name its %d classes: they are taken for the model's, in their order",
+            report.source,
+            len(detector.class_names),
+        )
     report.replaced = _fit_classes(state, class_names, detector)
     _load_strictly(detector, state, report, unknown)
     return report
@@ -237,8 +248,21 @@ def _translated(
             "torchvision's, Detectron2's, the Matterport port's nor this project's; a "
             "classifier's weights go to backbone.weights"
         )
-    coco = names.COCO_90 if "rpn.head.cls_logits.weight" in content else names.COCO_80
-    return state, coco if _num_classes(state) == len(coco) else None, unknown
+    return state, None, unknown
+
+
+def _cocos_names(
+    state: Mapping[str, Tensor], wanted: Sequence[str], weights: str
+) -> list[str] | None:
+    """Names of the classes of a file that does not say them, if they are COCO's.
+
+    A file of one's own with 80 classes may have others: it is COCO's where the model's names are.
+    What is fetched was published for COCO.
+    """
+    of_coco = {len(coco): coco for coco in (names.COCO_80, names.COCO_90)}
+    coco = of_coco.get(_num_classes(state))
+    is_own = Path(weights).exists() and not set(wanted) <= set(coco or [])
+    return None if is_own else coco
 
 
 def _look_at_eps(detector: "Detector", weights: str) -> None:

@@ -18,7 +18,7 @@ from mrcnn_lightning.data.sizing import CentredSquare
 from mrcnn_lightning.data.transforms import Sample
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.resnets import SameMaxPool
-from mrcnn_lightning.models.weight_names import MATTERPORT, translate
+from mrcnn_lightning.models.weight_names import COCO_80, MATTERPORT, translate
 from mrcnn_lightning.models.weights import load_detector
 from mrcnn_lightning.ops.sampling import image_key
 from mrcnn_lightning.structures import Batch
@@ -305,6 +305,45 @@ def test_key_map_is_complete_and_one_to_one(depth: int) -> None:
         {k: torch.empty(s, device="meta") for k, s in shapes.items()}, MATTERPORT
     ).state.items():
         assert value.shape == model.state_dict()[key].shape, key
+
+
+def test_a_file_of_eighty_other_classes_has_the_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port's files do not name their classes: they are COCO's where names agree."""
+    slim = [
+        "model=matterport",
+        "backbone.depth=50",
+        "backbone.width=8",
+        "model.neck.out_channels=8",
+        "model.rpn.hidden=8",
+        "model.box_head.trunk.hidden=8",
+    ]
+
+    def model(class_names: list[str]) -> Detector:
+        return build_model(*slim, class_names=class_names)
+
+    keys = list(keys_and_shapes(50, 80))
+    places = translate({key: torch.tensor(n) for n, key in enumerate(keys)}, MATTERPORT).state
+    own = model([f"part {number}" for number in range(80)])
+    theirs = {keys[int(places[key])]: value for key, value in own.state_dict().items()}
+    theirs["classifier.linear_class.bias"] = torch.arange(81.0)
+    torch.save(theirs, tmp_path / "mask_rcnn_0160.pth")
+    bias = "box_head.branch.classifier.bias"
+
+    assert not load_detector(own, str(tmp_path / "mask_rcnn_0160.pth")).replaced
+    assert own.state_dict()[bias].tolist() == list(range(81))
+    assert "does not name its 80 classes: they are taken for the model's" in caplog.text
+    caplog.clear()
+    zebra = model(["zebra", "person"])
+    load_detector(zebra, str(tmp_path / "mask_rcnn_0160.pth"))
+    assert zebra.state_dict()[bias].tolist() == [0, 1 + COCO_80.index("zebra"), 1]
+    fewer = model(own.class_names[:79])
+    assert len(load_detector(fewer, str(tmp_path / "mask_rcnn_0160.pth")).replaced) == 6
+    # What was published is COCO's, whatever the model's classes are called.
+    monkeypatch.setattr("mrcnn_lightning.models.weights.read_weights", lambda *_, **__: theirs)
+    assert len(load_detector(own, "https://example.org/mask_rcnn_coco.pth").replaced) == 6
+    assert not caplog.text
 
 
 def test_input(model: Detector) -> None:
