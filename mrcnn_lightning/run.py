@@ -1,5 +1,6 @@
 """A run: the configuration's objects are built, and Lightning does the rest."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,22 @@ import hydra
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE
 from mrcnn_lightning.errors import ERROR_FILE, composed, in_one_sentence
+from mrcnn_lightning.evaluation.coco import IOU_TYPES
 from mrcnn_lightning.log import kept_in_log
 from mrcnn_lightning.phases import run_phases, save_last
 from mrcnn_lightning.ranks import watch
 from mrcnn_lightning.run_folder import release
-from mrcnn_lightning.training.devices import check_devices, check_trainer
-from mrcnn_lightning.values import check_values
+from mrcnn_lightning.training.devices import check_devices, check_nodes, check_trainer
+from mrcnn_lightning.training.task import DetectionTask
+from mrcnn_lightning.values import check_values, unknown_metric
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 # A wheel has the configuration inside the package, a checkout beside it.
@@ -34,6 +39,7 @@ def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
     check_values(cfg)
     check_trainer(cfg.trainer)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
+    check_nodes(cfg.trainer.num_nodes)
     if not isinstance(cfg.show_score, int | float) or not 0 <= cfg.show_score <= 1:
         raise ValueError(f"show_score={cfg.show_score} is no number between 0 and 1")
     _require_checkpoint(cfg.ckpt_path)
@@ -56,6 +62,7 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     task = _build(cfg.task)(spec=spec | classes, **classes)
     trainer = _trainer(cfg)
     watch(trainer, Path(cfg.run_dir if phase is None else Path(cfg.run_dir).parent, ERROR_FILE))
+    _announce_nodes(trainer)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, Path(cfg.run_dir, "config.yaml"), resolve=True)
         for logger in trainer.loggers:
@@ -83,9 +90,38 @@ def _require_checkpoint(path: str | None) -> None:
     raise ValueError(f"ckpt_path: no such file: {path} ({remedy})")
 
 
+def _announce_nodes(trainer: lightning.Trainer) -> None:
+    """Say whom a run on several nodes waits for, which may be long."""
+    place = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and place is not None and place.local_rank() == 0:
+        log.info(
+            "node %d of 0 to %d waits until all %d processes have come to %s:%d",
+            place.node_rank(),
+            trainer.num_nodes - 1,
+            trainer.world_size,
+            place.main_address,
+            place.main_port,
+        )
+
+
+def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: DetectionTask) -> None:
+    """Refuse callbacks that watch what the check before training has not logged.
+
+    Raises:
+        ValueError: there is one.
+    """
+    of_classes = {f"val/{kind}_ap/{name}" for kind in IOU_TYPES for name in task.model.class_names}
+    known = {*trainer.callback_metrics, *of_classes}
+    for key, callback in cfg.callbacks.items():
+        metric = callback.get("monitor") if callback else None
+        if metric and metric not in known and not metric.startswith(("train/", "lr-")):
+            raise ValueError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
+
+
 def _trainer(cfg: DictConfig) -> lightning.Trainer:
     """The trainer, with the callbacks of the configuration and none of Lightning's own."""
     callbacks = [_build(callback) for callback in cfg.callbacks.values() if callback]
+    callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
     return _build(
         cfg.trainer,
         callbacks=callbacks,

@@ -90,6 +90,23 @@ def unknown_key(parent: DictConfig, key: str) -> str:
     return f"{key} is no key: {_remedy(place, option, map(str, parent)) or f'there are {names}'}"
 
 
+def unknown_metric(key: str, metric: str, metrics: Iterable[str]) -> str:
+    """The sentence about a metric that is not logged.
+
+    Args:
+        key: what names the metric.
+        metric: the name.
+        metrics: what is logged.
+    """
+    names = sorted(metrics)
+    close = difflib.get_close_matches(metric, names, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    return (
+        f"{key}={metric} is no metric that the check before training logged: {remedy} "
+        "(trainer.num_sanity_val_steps=0 leaves out this check)"
+    )
+
+
 def _remedy(key: str, option: str, options: Iterable[str]) -> str:
     if option in _CLASSES:
         return "the classes are those of the annotation file data.train_json"

@@ -83,6 +83,18 @@ def test_misspelt_options(run_main: Run) -> None:
     assert status == 1 and "stage=fitt is not one of fit, validate, test, predict" in output
 
 
+def test_metrics_that_are_not_logged(
+    fails: Callable[..., str], tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    short = ("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run")
+    line = fails(*tiny("callbacks.early_stopping.monitor=val/foo", *short))
+    assert line.startswith("error: callbacks.early_stopping.monitor=val/foo is no metric that")
+    assert "val/ap" in line or "val/" in line.partition("did you mean ")[2]
+    line = fails(*tiny("callbacks.best.monitor=val/mask-ap50", *short))
+    assert "callbacks.best.monitor=val/mask-ap50" in line and "val/mask_ap50?" in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_options_that_a_part_does_not_have(
     fails: Callable[..., str], tiny: Callable[..., list[str]]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from torch import distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -101,21 +102,30 @@ class COCOMetric(Metric):
         super().sync(*args, **kwargs)
 
     def results(self) -> list[dict[str, Any]]:
-        """All ranks' detections in COCO's results format; boxes are x, y, width, height."""
+        """All ranks' detections in COCO's results format; boxes are x, y, width, height.
+
+        They are built on rank 0, others get none.
+        """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            return self._results(self._images())
+            return self._results(self._images()) if _is_first() else []
 
     def compute(self) -> dict[str, float]:
         """`box_ap`, `mask_ap` and so on (`NUMBERS`), and `box_ap/NAME` of each class.
 
-        A number is -1 where there is nothing to find; such classes are left out.
+        A number is -1 where there is nothing to find; such classes are left out. Rank 0 computes
+        them for all.
         """
-        images = self._images()
-        results = self._results(images)
         metrics: dict[str, float] = {}
-        for kind, iou_type in IOU_TYPES.items():
-            if kind == "box" or self.has_masks:
-                metrics |= self._score(results, sorted(images), kind, iou_type)
+        if _is_first():
+            images = self._images()
+            results = self._results(images)
+            for kind, iou_type in IOU_TYPES.items():
+                if kind == "box" or self.has_masks:
+                    metrics |= self._score(results, sorted(images), kind, iou_type)
+        if distributed.is_initialized():
+            told = [metrics]
+            distributed.broadcast_object_list(told, device=self.device)
+            metrics = told[0]
         return metrics
 
     def _results(self, images: dict[int, ImageDetections]) -> list[dict[str, Any]]:
@@ -172,3 +182,7 @@ class COCOMetric(Metric):
                 name = self.class_names[self.category_ids.index(category)]
                 metrics[f"{kind}_ap/{name}"] = float(values[values > -1].mean())
         return metrics
+
+
+def _is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0

@@ -1,10 +1,24 @@
 """Whether the trainer that a run asks for can train, and its devices are there."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+_BY_HAND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+_LAUNCHERS = (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 # Lightning divides by the first three, and takes the last for no clipping.
 _LEAST = {
@@ -86,4 +100,24 @@ def check_devices(
             f"trainer.devices={num} under --multirun: a job of a sweep cannot start further "
             "processes; sweep on one device a job, or give the sweep launcher=slurm, whose jobs "
             "start with all their processes"
+        )
+
+
+def check_nodes(num_nodes: int) -> None:
+    """Refuse several nodes where nothing says how they find each other: they would wait forever.
+
+    Args:
+        num_nodes: as for Lightning's trainer.
+
+    Raises:
+        ValueError: in one sentence, how to start them.
+    """
+    if num_nodes == 1 or any(launcher.detect() for launcher in _LAUNCHERS):
+        return
+    missing = [name for name in _BY_HAND if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes}, but {', '.join(missing)} are not set: start the same "
+            "command on every node with SLURM or torchrun, or with the address and port of the "
+            "first one and NODE_RANK=0, 1, ..."
         )

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from mrcnn_lightning.training.devices import check_devices
+from mrcnn_lightning.training.devices import check_devices, check_nodes
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,15 @@ def test_devices_that_are_not_there(
     with pytest.raises(ValueError, match=message) as error:
         check_devices(accelerator, devices, in_sweep=in_sweep)
     assert "\n" not in str(error.value)
+
+
+def test_nodes_that_cannot_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    check_nodes(1)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    with pytest.raises(ValueError, match="num_nodes=2, but MASTER_PORT, NODE_RANK are not set"):
+        check_nodes(2)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("NODE_RANK", "1")
+    check_nodes(2)
