@@ -176,7 +176,7 @@ def _packed(content: _Content, file: str | Path) -> dict[str, Any]:
         if not entries:
             raise ValueError(f"{file} has no {key}")
     _require_values(categories, {"id": 63, "name": None}, "category", file)
-    _require_values(images, {"id": 63, "file_name": None, "height": 31, "width": 31}, "image", file)
+    _require_values(images, {"id": 63, "file_name": None, "height": 16, "width": 16}, "image", file)
     _require_unique(categories, "name", "categories", file)
     _require_unique(categories, "id", "categories", file)
     _require_unique(images, "id", "images", file)
@@ -231,7 +231,7 @@ def _require_unique(entries: Sequence[Any], key: str, what: str, file: str | Pat
     for entry in entries:
         value = getattr(entry, key)
         if value in seen:
-            raise ValueError(f"{file} has two {what} with the {key} {value}")
+            raise ValueError(f"{file} has two {what} with the {key} {str(value)[:80]}")
         seen.add(value)
 
 

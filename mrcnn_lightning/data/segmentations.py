@@ -1,6 +1,7 @@
 """Segmentations as COCO's format writes them: polygons or run lengths, checked and encoded."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ import pycocotools.mask
 Shape = list[list[float]] | bytes
 # Beyond this, numbers are not finite as float32, or their sums are not.
 _LARGEST = 1e37
+# Polygons that reach further out, in pixels, are clipped: the time and memory that pycocotools
+# takes for an edge grow with its length.
+_FAR = 1e5
 
 
 def is_number(value: Any) -> bool:
@@ -57,9 +61,35 @@ def encode_polygons(
     polygons: Sequence[npt.NDArray[np.float64]], size: Sequence[int]
 ) -> dict[str, Any]:
     """The pixels of an image of `size` that polygons (2 P,) cover, as run lengths."""
-    rles = pycocotools.mask.frPyObjects(list(polygons), *size)
+    far = max(_FAR, 2 * max(size))
+    near = [p if np.abs(p).max() <= far else clip_polygon(p, -far, far) for p in polygons]
+    rles = pycocotools.mask.frPyObjects(near, *size)
     rle = rles[0] if len(rles) == 1 else pycocotools.mask.merge(rles)
     return {"size": size, "counts": rle["counts"]}
+
+
+def clip_polygon(
+    polygon: npt.NDArray[np.float64], low: float, high: float
+) -> npt.NDArray[np.float64]:
+    """The part of a polygon (2 P,) in a square, one point three times if there is none.
+
+    Sutherland and Hodgman's way (1974): what lies beyond a side is moved to it.
+    """
+    points = polygon.reshape(-1, 2)
+    for axis, bound, sign in ((0, low, 1), (0, high, -1), (1, low, 1), (1, high, -1)):
+        inside = sign * points[:, axis] >= sign * bound
+        kept = []
+        for number, end in enumerate(points):
+            start = points[number - 1]
+            if inside[number] != inside[number - 1]:
+                part = (bound - start[axis]) / (end[axis] - start[axis])
+                crossing = start + part * (end - start)
+                crossing[axis] = bound
+                kept.append(crossing)
+            if inside[number]:
+                kept.append(end)
+        points = np.array(kept).reshape(-1, 2)
+    return points.ravel() if len(points) > 2 else np.full(6, low)
 
 
 def _polygons(segmentation: list[Any]) -> list[list[float]]:
@@ -70,7 +100,8 @@ def _polygons(segmentation: list[Any]) -> list[list[float]]:
 
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> bytes:
     if segmentation.get("size") != list(size):
-        raise ValueError(f"is of size {segmentation.get('size')!r}, its image of {list(size)}")
+        own = reprlib.repr(segmentation.get("size"))
+        raise ValueError(f"is of size {own}, its image of {list(size)}")
     counts = segmentation.get("counts")
     if isinstance(counts, str):
         lengths = _lengths(counts)

@@ -329,7 +329,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
             wrong("images.1.id", 2**70),
             r"image 2 of 3 has id=1180.*, .* from 0 on and below 2\*\*63",
         ),
-        (wrong("images.1.height", 2**70), r"image 2 of 3 has height=118.*, .* and below 2\*\*31"),
+        (wrong("images.1.height", 2**70), r"image 2 of 3 has height=118.*, .* and below 2\*\*16"),
         (wrong("categories.1.id", 2**70), r"category 2 of 2 has id=1180.*, .* and below 2\*\*63"),
         (wrong("annotations.1.bbox.2", 10**400), r"annotation 2 has bbox=.* four numbers"),
         (wrong("annotations.1.segmentation.0.3", 10**400), r"annotation 2 .* finite numbers"),

@@ -1,5 +1,6 @@
 """The metric against pycocotools, and against published numbers, on one process and on two."""
 
+import copy
 import json
 import socket
 import tempfile
@@ -238,3 +239,28 @@ def test_a_crowd_that_is_only_a_box(tmp_path: Path) -> None:
     scored.update([ImageDetections(1, (50, 50), box, one, one.long(), [rle["counts"]])])
     metrics = scored.compute()
     assert metrics["box_ap"] == metrics["mask_ap"] == pytest.approx(1)
+
+
+def test_what_training_leaves_out_is_not_looked_for(truth: Any, tmp_path: Path) -> None:
+    """Perfect detections are perfect, also where boxes without area were annotated."""
+    damaged = copy.deepcopy(truth)
+    for entry in damaged["annotations"][::8]:
+        entry["bbox"][2:] = [0, 0]
+    (tmp_path / "truth.json").write_text(json.dumps(damaged))
+    scored = metric(tmp_path / "truth.json", truth["categories"], has_masks=False)
+    labels = {c: k + 1 for k, c in enumerate(sorted(c["id"] for c in truth["categories"]))}
+    for image in truth["images"]:
+        found = [
+            (x, y, x + width, y + height, labels[entry["category_id"]])
+            for entry in damaged["annotations"]
+            for x, y, width, height in [entry["bbox"]]
+            if entry["image_id"] == image["id"] and not entry["iscrowd"] and width
+        ]
+        values = torch.tensor(found, dtype=torch.float64).view(-1, 5)
+        scores = torch.ones(len(found), dtype=torch.float64)
+        size = (image["height"], image["width"])
+        scored.update(
+            [ImageDetections(image["id"], size, values[:, :4], scores, values[:, 4].long(), None)]
+        )
+    metrics = scored.compute()
+    assert metrics["box_ap"] == metrics["box_ap_small"] == pytest.approx(1)
