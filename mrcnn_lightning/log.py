@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mrcnn_lightning.ranks import own_rank
+
 # Starts of warnings about what is meant to be so.
 KNOWN_WARNINGS = (
     "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own code, with torch 2.15
@@ -17,9 +19,14 @@ KNOWN_WARNINGS = (
 
 @contextmanager
 def kept_in_log() -> Iterator[None]:
-    """Let warnings and Lightning's lines go to the file that Hydra opened, beside the screen."""
+    """Let warnings and Lightning's lines go to the file that Hydra opened, beside the screen.
+
+    Of several processes the first has the screen, others their files alone.
+    """
     root = logging.getLogger()
     files = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+    if own_rank() > 0:
+        root.handlers = list(files)
     lightning = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     apart = [logger for logger in lightning if not logger.propagate]
     for logger in apart:

@@ -45,9 +45,11 @@ class RunFolder(Callback):
             if place is None or place[0] == 0:
                 folder = _make(config, "run")
                 Path(folder, ERROR_FILE).unlink(missing_ok=True)
-            if place is not None:
-                folder = _agree(*place, folder)
-            with read_write(config.hydra.run):
+            with read_write(config.hydra):
+                if place is not None:
+                    folder = _agree(*place, folder)
+                    if place[0] > 0:
+                        config.hydra.job.name += f"_rank_{place[0]}"  # for a log of its own
                 config.hydra.run.dir = folder
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.samplers import TrainBatchSampler
-from tests.conftest import command
+from tests.conftest import build_model, command, make_batch
 from tests.training.test_task import build
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
@@ -82,6 +82,8 @@ def test_processes_started_one_by_one_of_which_one_fails(
             "hydra.run.dir='runs/${now:%H-%M-%S-%f}'",
             "+callbacks.fails._target_=tests.training.recorder.FailsAlone",
             "+callbacks.fails.rank=1",
+            "callbacks.pictures=null",
+            "trainer.num_sanity_val_steps=0",
         )
         processes.append(command(*overrides, cwd=tmp_path, wait=False))
         time.sleep(0.5)
@@ -93,6 +95,7 @@ def test_processes_started_one_by_one_of_which_one_fails(
         f"(details: {run}/error.txt)",
     ]
     assert "Traceback" in (run / "error.txt").read_text()
+    assert "has had enough" in (run / "train_rank_1.log").read_text()
     assert not any("Traceback" in output for output in outputs)
 
 
@@ -100,6 +103,15 @@ def metrics(file: Path) -> dict[str, str]:
     """The last row of a table of metrics."""
     with file.open() as rows:
         return list(csv.DictReader(rows))[-1]
+
+
+def test_gradients_have_the_strides_of_their_weights(tiny: Callable[..., list[str]]) -> None:
+    """DDP's buckets have the weights' strides; another gradient would be copied at every step."""
+    detector = build_model(*tiny("backbone.norm=bn"))
+    batch = make_batch([(64, 64)], [[[4, 4, 40, 40], [20, 20, 60, 50]]], [[1, 2]])
+    torch.stack(list(detector.loss(batch).values())).sum().backward()
+    for name, weight in detector.named_parameters():
+        assert weight.grad is None or weight.grad.stride() == weight.stride(), name
 
 
 def test_gradients_are_the_mean_of_the_halves(
