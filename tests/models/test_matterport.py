@@ -4,6 +4,7 @@
 (y1, x1, y2, x2) in parts of the canvas and deltas (dy, dx, dh, dw).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from mrcnn_lightning.models.resnets import SameMaxPool
 from mrcnn_lightning.models.weight_names import COCO_80, MATTERPORT, translate
 from mrcnn_lightning.models.weights import load_detector
 from mrcnn_lightning.ops.sampling import image_key
-from mrcnn_lightning.structures import Batch
+from mrcnn_lightning.run import CONF
+from mrcnn_lightning.structures import Batch, _map_tensors
 from tests.conftest import build_model, compose, make_batch
 
 State = dict[str, Tensor]
@@ -535,6 +537,38 @@ def test_losses_are_the_tables(model: Detector) -> None:
         assert set(masks.unique().tolist()) == {0, 1}
         expected = F.binary_cross_entropy_with_logits(logits, masks)
         assert abs(losses["loss_mask"] - expected) < 1e-9
+
+
+def test_a_step_is_that_of_the_mean_and_the_ports_is_one_of_the_sum(model: Detector) -> None:
+    names = ["rpn.deltas.bias", "box_head.branch.classifier.bias", "mask_head.classifier.bias"]
+    parameters = [model.get_parameter(name) for name in names]
+    once = crowd_batch()
+    twice = _map_tensors(once, lambda tensor: torch.cat([tensor, tensor]))
+    gradients = [
+        torch.autograd.grad(torch.stack(list(model.loss(batch).values())).sum(), parameters)
+        for batch in (once, twice)
+    ]
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+    # The port's loop over 16 images, and the settings that conf/model/matterport.yaml names.
+    text = (CONF / "model" / "matterport.yaml").read_text()
+    settings = [
+        float(re.search(rf"{key}=([\d.e-]+\d)", text)[1])  # type: ignore[index]
+        for key in ("optimizer.lr", "optimizer.weight_decay", "trainer.gradient_clip_val")
+    ]
+    ends = []
+    for (lr, decay, clip), mean in (((0.001, 1e-4, 5.0), 1), (settings, 16)):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).double())
+        sgd = torch.optim.SGD([weight], lr=lr, momentum=0.9, weight_decay=decay)
+        for step in range(5):
+            images = torch.randn(16, 40, generator=torch.Generator().manual_seed(step)).double()
+            ((images * weight).sum() / mean).backward()
+            torch.nn.utils.clip_grad_norm_([weight], clip)
+            sgd.step()
+            sgd.zero_grad()
+        ends.append(weight.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-7)  # clipping adds 1e-6 to the norm
 
 
 def test_heads_and_detections(model: Detector) -> None:
