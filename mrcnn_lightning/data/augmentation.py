@@ -24,16 +24,24 @@ class RandomShorterSide:
         rule: of the new height and width, see `Resize`.
         min_size: the shorter sides to choose from, in pixels.
         max_size: the longest side.
+
+    Raises:
+        ValueError: there is nothing to choose from.
     """
 
     def __init__(
         self,
         *,
         rule: Callable[[tuple[int, int], int, int], tuple[int, int]],
-        min_size: Sequence[int],
+        min_size: int | Sequence[int],
         max_size: int,
     ) -> None:
-        self.choices = [Resize(rule=rule, min_size=side, max_size=max_size) for side in min_size]
+        sides = [min_size] if isinstance(min_size, int) else min_size
+        if not sides:
+            raise ValueError(
+                "data.train_transforms: min_size=[] has no shorter side to choose from"
+            )
+        self.choices = [Resize(rule=rule, min_size=side, max_size=max_size) for side in sides]
 
     def __call__(self, *parts: Tensor) -> Any:
         """The parts, resized."""

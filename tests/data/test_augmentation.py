@@ -54,6 +54,14 @@ def test_sizes_are_rounded(size: tuple[int, int]) -> None:
         assert points[1].tolist() == pytest.approx([moved.shape[2], moved.shape[1]])
 
 
+def test_one_size_and_none() -> None:
+    image = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    move = RandomShorterSide(rule=shorter_side_rounded, min_size=96, max_size=1333)
+    assert move(image).shape == (3, 96, 128)
+    with pytest.raises(ValueError, match="min_size=.. has no shorter side"):
+        RandomShorterSide(rule=shorter_side_rounded, min_size=[], max_size=1333)
+
+
 @pytest.mark.parametrize("size", [(80, 100), (40, 100), (80, 30), (20, 30), (64, 64)])
 def test_squares_have_one_random_number_and_are_padded_right_and_below(
     size: tuple[int, int],
