@@ -4,7 +4,6 @@ Parts start with the papers' (normal, 0.01 and 0.001 for boxes; He et al. 2015 f
 ReLU; zero biases). A function here changes what its source does otherwise; backbones have theirs.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -41,9 +40,10 @@ def vgg(detector: "Detector") -> None:
 
 def matterport(detector: "Detector") -> None:
     """Keras's: Xavier (Glorot and Bengio 2010) for every layer after the backbone."""
-    parts: list[nn.Module] = [detector.neck, detector.rpn, *_branches(detector)]
-    if detector.mask_head is not None:
-        head = detector.mask_head
+    parts: list[nn.Module] = [detector.neck, detector.rpn, *_trunks(detector)]
+    for branch in _branches(detector):
+        parts += [branch.classifier, branch.deltas]
+    if (head := detector.mask_head) is not None:
         parts += [head.trunk, head.deconv, head.classifier]
     for layer in (layer for part in parts for layer in part.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -52,12 +52,16 @@ def matterport(detector: "Detector") -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def _branches(detector: "Detector") -> Iterator[BoxBranch]:
-    return (layer for layer in detector.box_head.modules() if isinstance(layer, BoxBranch))
+def _branches(detector: "Detector") -> list[BoxBranch]:
+    return [layer for layer in detector.box_head.modules() if isinstance(layer, BoxBranch)]
 
 
-def _fully_connected(detector: "Detector") -> Iterator[nn.Linear]:
-    """Those of the box head's trunks, if no file has filled them."""
-    for branch in _branches(detector):
-        if not getattr(branch.trunk, "is_pretrained", False):
-            yield from (layer for layer in branch.trunk.modules() if isinstance(layer, nn.Linear))
+def _trunks(detector: "Detector") -> list[nn.Module]:
+    """The box head's trunks that no file has filled."""
+    trunks = [branch.trunk for branch in _branches(detector)]
+    return [trunk for trunk in trunks if not getattr(trunk, "is_pretrained", False)]
+
+
+def _fully_connected(detector: "Detector") -> list[nn.Linear]:
+    layers = [layer for trunk in _trunks(detector) for layer in trunk.modules()]
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
