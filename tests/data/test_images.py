@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mrcnn_lightning.data import images
 from mrcnn_lightning.data.images import read_image
 
 
@@ -35,6 +36,57 @@ def test_16_bits(tmp_path: Path, suffix: str) -> None:
     image = read_image(tmp_path / f"a.{suffix}")
     expected = torch.from_numpy((grey / 257).round().astype(np.uint8))
     assert torch.equal(image, expected.expand(3, -1, -1))
+
+
+def grey_levels(white: float, dtype: str) -> tuple[Image.Image, torch.Tensor]:
+    """A ramp from 0 to white, and what 8 bits should show of it."""
+    ramp = np.linspace(0, 1, 48 * 32).reshape(32, 48)
+    values = (ramp * white).astype(dtype)
+    return Image.fromarray(values), torch.from_numpy(values / np.float64(white) * 255)
+
+
+@pytest.mark.parametrize(
+    ("white", "dtype"),
+    [
+        (255, "uint16"),
+        (4095, "uint16"),
+        (16383, "uint16"),
+        (255, "int32"),
+        (4095, "int32"),
+        (65535, "int32"),
+        (2**31 - 1, "int32"),
+        (1.0, "float32"),
+        (255.0, "float32"),
+        (65535.0, "float32"),
+    ],
+)
+def test_values_are_scaled_by_the_range_that_they_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, white: float, dtype: str
+) -> None:
+    image, expected = grey_levels(white, dtype)
+    image.save(tmp_path / "a.tif")
+    images._has_said = False
+    for _ in range(2):
+        found = read_image(tmp_path / "a.tif")
+        assert (found[0] - expected).abs().max() <= 0.5 and (found == found[:1]).all()
+    (warning,) = caplog.messages
+    assert "a.tif" in warning and f"0 becomes black and {white:g} white" in warning
+
+
+@pytest.mark.parametrize(("tag", "says"), [(341, 4095), (281, 4095), (None, None)])
+def test_a_dark_image_is_scaled_by_what_its_file_says(
+    tmp_path: Path, tag: int | None, says: int | None
+) -> None:
+    image, expected = grey_levels(900, "uint16")
+    image.save(tmp_path / "a.tif", tiffinfo={} if tag is None else {tag: says})
+    found = read_image(tmp_path / "a.tif")
+    assert (found[0] - expected * 900 / (says or 1023)).abs().max() <= 0.51
+
+
+def test_numbers_below_zero_and_numbers_that_are_none(tmp_path: Path) -> None:
+    values = np.array([[-1.0, 0, 1], [np.nan, np.inf, 0.5]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0].tolist() == [[0, 128, 255], [128, 128, 191]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
