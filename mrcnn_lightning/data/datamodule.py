@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
+from mrcnn_lightning.data.headers import check_images
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
@@ -141,7 +142,13 @@ class COCODataModule(lightning.LightningDataModule):
         for split in missing:
             self._require_files(split)
             annotations = Annotations.load(self.files[split][1], cache_dir=self.cache_dir)
-            self._require_images(split, annotations)
+            images, json = self.files[split]
+            check_images(
+                annotations,
+                images=(f"data.{split}_images", images),
+                json=f"data.{split}_json={json}",
+                cache_dir=self.cache_dir,
+            )
             self.annotations[split] = annotations
             if stage != "predict":
                 self._report(split, is_evaluated=split == SPLITS_OF_STAGE[stage][-1])
@@ -172,17 +179,6 @@ class COCODataModule(lightning.LightningDataModule):
                     "data_root=DIR, fetch COCO with `mrcnn download-coco DIR`, or try "
                     "experiment=shapes, which needs none"
                 )
-
-    def _require_images(self, split: str, annotations: Annotations) -> None:
-        folder = Path(self.files[split][0])
-        names = [annotations.file_name(index) for index in range(len(annotations))]
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(
-                f"{len(missing)} of {len(names)} images are missing from "
-                f"data.{split}_images={folder}: {first}"
-            )
 
     def train_dataloader(self) -> TimedLoader:
         """Augmented batches of this rank, from where training stands.

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 from mrcnn_lightning.data.annotations import Objects
+from mrcnn_lightning.data.segmentations import encode_polygons
+
+# Coordinates beyond it may have become infinite.
+_FARTHEST = 1e9
 
 
 @dataclass
@@ -58,8 +62,8 @@ def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
 
 
 def _encoded(polygons: Sequence[Tensor], size: tuple[int, int]) -> dict[str, object]:
-    flat = [points.flatten().tolist() for points in polygons]
-    return pycocotools.mask.merge(pycocotools.mask.frPyObjects(flat, *size))
+    flat = [points.flatten().double().clamp(-_FARTHEST, _FARTHEST) for points in polygons]
+    return encode_polygons([points.numpy() for points in flat], size)
 
 
 def frames_of(masks: Sequence[ObjectMask], boxes: Tensor) -> Tensor:

@@ -24,6 +24,16 @@ def test_rasterized_polygons_are_pycocotools_of_the_enlarged_ones() -> None:
     assert torch.equal(mask, expected) and 0.3 < mask.float().mean() < 0.9
 
 
+@pytest.mark.parametrize("far", [3e3, 1e9, 1e37])
+def test_polygons_that_reach_far_out_are_drawn_where_the_image_is(far: float) -> None:
+    band = torch.tensor([[-far, 20], [far, 20], [far, 40], [-far, 40]])
+    expected = torch.zeros(64, 64, dtype=torch.uint8)
+    expected[20:40] = 1
+    assert torch.equal(rasterize([band], torch.tensor([0.0, 0, 64, 64]), 64), expected)
+    outside = torch.tensor([[far, far], [far + far / 9, far], [far, far + far / 9]])
+    assert not rasterize([outside], torch.tensor([0.0, 0, 64, 64]), 64).any()
+
+
 def bounds(mask: torch.Tensor) -> list[int]:
     """x1, y1, x2, y2 of a mask's ones, by numpy."""
     rows, columns = np.nonzero(mask.numpy())

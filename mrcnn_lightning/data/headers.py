@@ -1,0 +1,103 @@
+"""Image files compared with their annotations before hours are spent: there, images, of that size.
+
+N images.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from PIL import ExifTags, Image
+
+from mrcnn_lightning.data.annotations import Annotations
+
+_THREADS = 8
+_PER_TASK = 256
+_SHOWN = 5
+# Orientations in EXIF that exchange height and width.
+_ON_ITS_SIDE = range(5, 9)
+
+_T = TypeVar("_T")
+_Result = TypeVar("_Result")
+
+
+def check_images(
+    annotations: Annotations, *, images: tuple[str, str], json: str, cache_dir: str | Path
+) -> None:
+    """Compare every image's header with its annotations, unless it was done for the same files.
+
+    Args:
+        annotations: of N images.
+        images: the key in the configuration of the folder of images, and the folder.
+        json: the annotations' key and file, for the message.
+        cache_dir: where it is noted that a set of files (names, sizes in bytes, times of change)
+            is right.
+
+    Raises:
+        ValueError: files are missing, are no images, or have other sizes than annotated.
+    """
+    key, folder = images
+    names = [annotations.file_name(index) for index in range(len(annotations))]
+    paths = [Path(folder, name) for name in names]
+    states = _each(_state, paths)
+    missing = [name for name, state in zip(names, states, strict=True) if state is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(names)} images are missing from {key}={folder}: "
+            f"{_some(missing)}"
+        )
+    sizes = annotations.image_sizes.tolist()
+    content = repr([names, sizes, states]).encode()
+    checked = Path(cache_dir).expanduser() / f"{hashlib.blake2b(content).hexdigest()[:32]}.checked"
+    if checked.exists():
+        return
+    with FileLock(checked.with_suffix(".lock")):  # one process of a machine looks
+        if checked.exists():
+            return
+        found = _each(_problem, list(zip(paths, sizes, strict=True)))
+        problems = [problem for problem in found if problem is not None]
+        if problems:
+            raise ValueError(
+                f"{len(problems)} of {len(names)} images of {key}={folder} are not as {json} says "
+                f"(correct its width and height, or leave them out): {_some(problems)}"
+            )
+        checked.touch()
+
+
+def _each(function: Callable[[_T], _Result], values: Sequence[_T]) -> list[_Result]:
+    """The results of all values; threads wait for the files."""
+    parts = [values[start : start + _PER_TASK] for start in range(0, len(values), _PER_TASK)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        done = threads.map(lambda part: [function(value) for value in part], parts)
+        return [result for part in done for result in part]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def _problem(path_and_size: tuple[Path, list[int]]) -> str | None:
+    """What is wrong with a file; see `read_image` for which size it may have."""
+    path, size = path_and_size
+    try:
+        with Image.open(path) as file:
+            stored = [file.height, file.width]
+            upright = stored
+            if stored != size and file.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE:
+                upright = stored[::-1]
+    except Exception:  # what Pillow raises for damaged files has no common ancestor
+        return f"{path.name} is not an image"
+    if size in (stored, upright):
+        return None
+    return f"{path.name} is {upright[1]} x {upright[0]} pixels, annotated as {size[1]} x {size[0]}"
+
+
+def _some(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
