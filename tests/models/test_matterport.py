@@ -539,16 +539,25 @@ def test_losses_are_the_tables(model: Detector) -> None:
         assert abs(losses["loss_mask"] - expected) < 1e-9
 
 
-def test_a_step_is_that_of_the_mean_and_the_ports_is_one_of_the_sum(model: Detector) -> None:
+def test_a_step_is_that_of_the_mean_and_the_ports_is_one_of_the_sum(
+    model: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.roi_sampler, "num", 20)
     names = ["rpn.deltas.bias", "box_head.branch.classifier.bias", "mask_head.classifier.bias"]
     parameters = [model.get_parameter(name) for name in names]
     once = crowd_batch()
     twice = _map_tensors(once, lambda tensor: torch.cat([tensor, tensor]))
+    with torch.no_grad():
+        features = model.features(once)
+    losses = [
+        model.loss(once, features),
+        model.loss(twice, [torch.cat([level, level]) for level in features]),
+    ]
     gradients = [
-        torch.autograd.grad(torch.stack(list(model.loss(batch).values())).sum(), parameters)
-        for batch in (once, twice)
+        torch.autograd.grad(torch.stack(list(parts.values())).sum(), parameters) for parts in losses
     ]
     for one, two in zip(*gradients, strict=True):
+        assert one.any()
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
     # The port's loop over 16 images, and the settings that conf/model/matterport.yaml names.
