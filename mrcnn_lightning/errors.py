@@ -119,7 +119,9 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, InterpolationKeyError):
         return f"{line}: what is chosen there has no such key, set the values that refer to it"
     if isinstance(error, OverrideParseException):
-        return f"{line}: {lines[1]}"
+        return f"cannot read the override {error.override}: {line}"
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        return f"{line}: {str(error.__cause__).partition(chr(10))[0]}"
     # A part does not know where it is in the configuration; ours often say it all the same.
     if not place or place.rpartition(".")[2] in line.partition("=")[0]:
         return line
@@ -127,9 +129,9 @@ def sentence(error: BaseException) -> str:
 
 
 def _full_key(error: BaseException) -> str:
-    """Where Hydra was in the configuration."""
+    """Where Hydra was in the configuration; what the task and the model refer to is elsewhere."""
     place = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
-    return place[1] if place else ""
+    return re.sub(r"^(task\.)?(model\.(?=backbone))?", "", place[1]) if place else ""
 
 
 def _unknown_option(error: BaseException) -> str | None:

@@ -1,5 +1,6 @@
 """When one process of a run fails, all end, and what the first one said is the last to be read."""
 
+import contextlib
 import json
 import os
 import signal
@@ -78,22 +79,20 @@ def _watch(file: Path) -> None:
 
 def _note(file: Path, text: str) -> None:
     """Write a failure down, if it is the first one."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun ends with what it finds there
-        message = {"message": _said(text), "extraInfo": {"timestamp": int(time.time())}}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        part.write_text(text)
+    with contextlib.suppress(OSError):  # a full disk is not to hide what went wrong
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun ends with what it finds there
+            message = {"message": _said(text), "extraInfo": {"timestamp": int(time.time())}}
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+        part.write_text(text, "utf-8", errors="backslashreplace")
         if not file.exists():
             part.rename(file)
-    except OSError:  # a full disk is not to hide what went wrong
-        pass
-    finally:
-        part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        part.unlink()
 
 
 def _noted(file: Path) -> str:
-    return _said(file.read_text()) if file.exists() else ""
+    return _said(file.read_text("utf-8")) if file.exists() else ""
 
 
 def _said(text: str) -> str:

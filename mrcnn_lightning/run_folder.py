@@ -80,6 +80,9 @@ def _or_exit(key: str) -> Iterator[None]:
     except OSError as error:
         say(f"error: the run's folder cannot be made: {error}; say another with {key}=DIR")
         sys.exit(1)
+    except RuntimeError as error:  # torch's, of its store
+        say(f"error: the processes of this run cannot meet: {str(error).splitlines()[0]}")
+        sys.exit(1)
 
 
 def _make(config: DictConfig, mode: str) -> str:

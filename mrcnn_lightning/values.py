@@ -86,8 +86,9 @@ def unknown_key(parent: DictConfig, key: str) -> str:
     target = parent.get("_target_")
     if target is not None and option in inspect.signature(get_object(target)).parameters:
         return f"{key} is not in the configuration, but can be added: +{key}=VALUE"
-    names = ", ".join(name for name in map(str, parent) if not name.startswith("_"))
-    return f"{key} is no key: {_remedy(place, option, map(str, parent)) or f'there are {names}'}"
+    names = [name for name in map(str, parent) if not name.startswith("_")]
+    remedy = _remedy(place, option, names) or f"there are {', '.join(names) or 'none'}"
+    return f"{key} is no key: {remedy}"
 
 
 def unknown_metric(key: str, metric: str, metrics: Iterable[str]) -> str:

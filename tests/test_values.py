@@ -90,7 +90,7 @@ def test_right_values_of_every_kind_are_accepted(composed: DictConfig) -> None:
         ("bakbone.depth=18", "did you mean backbone?"),
         ("model.rpn.anchors.sides=3", "did you mean model.rpn.anchors.sizes?"),
         ("data.canvas.zzz=3", "data.canvas.zzz is no key: there are "),
-        ("data.batch_size==4=[", "Error parsing override 'data.batch_size==4=[': "),
+        ("data.batch_size==4=[", "cannot read the override data.batch_size==4=[: "),
     ],
 )
 def test_keys_that_are_not_there(override: str, message: str) -> None:
