@@ -68,6 +68,7 @@ def _watch(file: Path) -> None:
                 )
     if _fails.is_set():
         return
+    _tell_torchrun(_noted(file))
     if own_rank() == 0:
         _end_children()
         rich.get_console().show_cursor()  # a progress bar hides it
@@ -81,14 +82,21 @@ def _note(file: Path, text: str) -> None:
     """Write a failure down, if it is the first one."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # a full disk is not to hide what went wrong
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun ends with what it finds there
-            message = {"message": _said(text), "extraInfo": {"timestamp": int(time.time())}}
-            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
         part.write_text(text, "utf-8", errors="backslashreplace")
         if not file.exists():
             part.rename(file)
     with contextlib.suppress(OSError):
         part.unlink()
+    _tell_torchrun(_noted(file))
+
+
+def _tell_torchrun(text: str) -> None:
+    """Leave what torchrun prints at the end as the cause, which may be this process."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is not None:
+        message = {"message": text, "extraInfo": {"timestamp": int(time.time())}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": message}))
 
 
 def _noted(file: Path) -> str:
