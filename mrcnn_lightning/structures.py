@@ -53,7 +53,8 @@ class Batch:
     images: Tensor  # (B, 3, H, W) uint8 RGB
     image_ids: Tensor  # (B,) int64, as in the annotation file
     windows: Tensor  # (B, 4) float, the box of the canvas that the image itself covers
-    scales: Tensor  # (B, 2) float64, network pixels per original pixel along x and y
+    # (B, 2) float64, network pixels per original pixel along x and y; always on the host
+    scales: Tensor
     original_sizes: Tensor  # (B, 2) int64, height and width of the file's image
     keys: Tensor  # (B,) int64, each image's seed for the sampling of anchors and RoIs
     targets: Targets | None
@@ -62,8 +63,10 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The batch on another device."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The batch on another device, but for its scales: Apple's GPUs have no float64."""
+        others = replace(self, scales=self.original_sizes)
+        moved = _map_tensors(others, lambda each: each.to(device, non_blocking=non_blocking))
+        return replace(moved, scales=self.scales)
 
     def prefetched(self, device: torch.device, stream: "torch.cuda.Stream") -> "Batch":
         """The batch on a GPU, copied on a stream of its own while the last is worked on."""
@@ -73,7 +76,8 @@ class Batch:
         current.wait_stream(stream)
 
         def keep(tensor: Tensor) -> Tensor:
-            tensor.record_stream(current)  # or its memory would be free when `stream` is done
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # or its memory would be free when `stream` is done
             return tensor
 
         return _map_tensors(moved, keep)

@@ -75,7 +75,8 @@ class COCODataset(Dataset[Sample]):
         """An image as it is in an epoch.
 
         Raises:
-            ValueError: the file cannot be read, or is of another size than annotated.
+            ValueError: the file cannot be read, is of another size than annotated, or a transform
+                fails with it.
         """
         epoch, index = epoch_and_index[0], int(self._kept[epoch_and_index[1]])
         image_id = int(self.annotations.image_ids[index])
@@ -85,13 +86,20 @@ class COCODataset(Dataset[Sample]):
         key = image_key(self.seed, epoch, image_id)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key)  # and no other device's
-            image, targets = transform_objects(
-                image,
-                self.annotations.objects(index),
-                self.transform,
-                mini_mask_size=self.mini_mask_size,
-                boxes_from=self.boxes_from,
-            )
+            try:
+                image, targets = transform_objects(
+                    image,
+                    self.annotations.objects(index),
+                    self.transform,
+                    mini_mask_size=self.mini_mask_size,
+                    boxes_from=self.boxes_from,
+                )
+            except (RuntimeError, ValueError) as error:  # torchvision's, of a side of 0 pixels, say
+                first = str(error).splitlines()[0]
+                raise ValueError(
+                    f"{path} of {width} x {height} pixels cannot go through the data's transforms: "
+                    f"{first}"
+                ) from error
             if self.max_objects is not None:
                 targets = _thinned(targets, self.max_objects)
         return Sample(image, image_id, key, (height, width), **targets)  # type: ignore[arg-type]

@@ -28,6 +28,9 @@ class Resize:
         rule: of the new height and width, one of the functions below.
         min_size: the shorter side, in pixels, unless the longer would pass `max_size`.
         max_size: the longest side.
+
+    Raises:
+        ValueError: the shorter side is less than 1, or over the longest.
     """
 
     def __init__(
@@ -37,6 +40,11 @@ class Resize:
         min_size: int,
         max_size: int,
     ) -> None:
+        if not 1 <= min_size <= max_size:
+            raise ValueError(
+                f"min_size={min_size} max_size={max_size}: the shorter side must be 1 or more, and "
+                "no more than the longest"
+            )
         self.rule = rule
         self.min_size = min_size
         self.max_size = max_size

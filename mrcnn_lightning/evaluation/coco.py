@@ -92,13 +92,18 @@ class COCOMetric(Metric):
             "rles": torch.from_numpy(np.array(bytearray(b"".join(rles)), dtype=np.uint8)),
         }
         for name, dtype in _STATES.items():
-            getattr(self, name).append(values[name].to(self.device, dtype))
+            getattr(self, name).append(values[name].to(self._home, dtype))
+
+    @property
+    def _home(self) -> torch.device:
+        """Where the state is: on the host (Apple's GPUs have no float64) unless NCCL gathers it."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather over ranks; one that saw no image takes part with empty tensors."""
         for name, dtype in _STATES.items():
             if not getattr(self, name):
-                setattr(self, name, [torch.empty(0, dtype=dtype, device=self.device)])
+                setattr(self, name, [torch.empty(0, dtype=dtype, device=self._home)])
         super().sync(*args, **kwargs)
 
     def results(self) -> list[dict[str, Any]]:

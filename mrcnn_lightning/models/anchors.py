@@ -73,7 +73,7 @@ class Anchors:
             cells = [cell_anchors(sizes, self.aspect_ratios) for sizes in self.sizes]
             if self.rounded:
                 cells = [cell.round() for cell in cells]
-            self._on_device[device, dtype] = [cell.to(device, dtype) for cell in cells]
+            self._on_device[device, dtype] = [cell.to(dtype).to(device) for cell in cells]
         return self._on_device[device, dtype]
 
 

@@ -25,11 +25,11 @@ def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageD
     """
     # All of it is on its way before the host waits, once.
     detections = detections.to("cpu", non_blocking=True)
-    frames = (batch.windows, batch.scales, batch.image_ids, batch.original_sizes)
-    windows, scales, image_ids, sizes = (each.to("cpu", non_blocking=True) for each in frames)
+    frames = (batch.windows, batch.image_ids, batch.original_sizes)
+    windows, image_ids, sizes = (each.to("cpu", non_blocking=True) for each in frames)
     if batch.images.device.type != "cpu":
         torch.accelerator.current_stream(batch.images.device).synchronize()
-    origins, scales = windows[:, None, :2].double(), scales[:, None]  # (B, 1, 2)
+    origins, scales = windows[:, None, :2].double(), batch.scales[:, None]  # (B, 1, 2)
     boxes = detections.boxes.double()
     boxes = torch.cat([(boxes[..., :2] - origins) / scales, (boxes[..., 2:] - origins) / scales], 2)
     has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)  # (B, D)

@@ -98,7 +98,9 @@ def sample(
     found = are_positives.sum(dim=1, keepdim=True)
     places_left = num - found
     if keep_proportion:
-        wanted = (found.double() / positive_fraction - found).to(torch.int64)
+        # Apple's GPUs have no float64; there, one negative may be more or less.
+        exact = torch.float32 if label.device.type == "mps" else torch.float64
+        wanted = (found.to(exact) / positive_fraction - found).to(torch.int64)
         places_left = torch.minimum(places_left, wanted)
     are_negatives &= torch.arange(num, device=label.device) < places_left
 

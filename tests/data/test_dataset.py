@@ -51,6 +51,15 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(dataset: COCODataset
     assert first.key == image_key(3, 0, first.image_id)
 
 
+def test_a_transform_that_fails_names_the_image(dataset: COCODataset) -> None:
+    def nothing(image: torch.Tensor, points: torch.Tensor) -> Any:
+        return v2.functional.resize(image, [0, 9]), points
+
+    dataset.transform = nothing
+    with pytest.raises(ValueError, match=r"^\S+\.png of 64 x 64 pixels cannot go through .*: "):
+        dataset[(0, 5)]
+
+
 def test_a_sample_is_the_file_and_its_objects(dataset: COCODataset) -> None:
     dataset.transform = compose_transforms([])
     sample = dataset[(0, 3)]

@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv_functional
 
 from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.augmentation import RandomScale, RandomShorterSide
 from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.sizing import (
     Canvas,
@@ -163,6 +164,24 @@ def enlarged_batches(root: Path, cache: Path, *, canvas: Canvas) -> list[Batch]:
     )
     pairs = [[dataset[(0, i)], dataset[(0, i + 1)]] for i in range(0, len(dataset), 2)]
     return [collate(pair, canvas=canvas) for pair in pairs]
+
+
+@pytest.mark.parametrize("size", [(30000, 10), (10, 30000), (1, 5000), (5000, 1), (1, 1)])
+def test_no_side_becomes_nothing(size: tuple[int, int]) -> None:
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for rule in (shorter_side, shorter_side_rounded, enlarged):
+        for resize in (
+            Resize(rule=rule, min_size=64, max_size=100),
+            RandomShorterSide(rule=rule, min_size=[64], max_size=100),
+            RandomScale(side=64, scale_range=[0.1, 0.1]),
+        ):
+            assert min(resize(image).shape) >= 1 and max(resize(image).shape) <= 100
+
+
+def test_a_shorter_side_over_the_longest_is_refused() -> None:
+    for sides in ({"min_size": 900, "max_size": 800}, {"min_size": 0, "max_size": 800}):
+        with pytest.raises(ValueError, match=r"min_size=\d+ max_size=800: the shorter side"):
+            Resize(rule=shorter_side, **sides)
 
 
 def test_the_truth_on_a_square_scores_one(shapes_root: Path, tmp_path: Path) -> None:

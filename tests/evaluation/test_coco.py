@@ -143,6 +143,15 @@ def test_ranks_with_uneven_repeated_and_no_images(
         assert len(results) == (734 if rank == 0 else 0)
 
 
+def test_on_an_apple_gpu_the_state_stays_on_the_host(
+    truth: Any, images: list[ImageDetections], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(COCOMetric, "device", torch.device("mps"))
+    scored = metric(shared(TRUTH_FILE), truth["categories"])
+    scored.update(images)
+    assert_golden(scored.compute(), truth)
+
+
 def test_images_without_detections(truth: Any, images: list[ImageDetections]) -> None:
     scored = metric(shared(TRUTH_FILE), truth["categories"])
     nothing = torch.zeros(0, dtype=torch.float64)

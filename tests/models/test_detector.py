@@ -233,6 +233,31 @@ def test_masks_of_empty_places_change_nothing(
     assert (found.masks[found.labels == 0] == 0).all()
 
 
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **kwargs or {})
+        for each in output if isinstance(output, (tuple, list)) else [output]:
+            assert not isinstance(each, torch.Tensor) or each.dtype != torch.float64, func
+        return output
+
+
+def test_nothing_on_the_device_is_float64(model: Detector) -> None:
+    batch = one_image()
+    model.loss(batch)  # anchors are made on the host, once
+    moved = batch.to("meta")
+    assert moved.scales.device.type == "cpu" and moved.images.device.type == "meta"
+    assert torch.float64 not in {
+        value.dtype
+        for name, value in vars(moved).items()
+        if torch.is_tensor(value) and name != "scales"
+    }
+    with NoFloat64():
+        total(model, batch).backward()
+        model.predict(batch)
+
+
 class Waits(TorchDispatchMode):
     """Notes operators whose result's size or value the host needs: on a GPU it waits for them."""
 
