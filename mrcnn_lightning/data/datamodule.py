@@ -184,8 +184,8 @@ class COCODataModule(lightning.LightningDataModule):
         """Augmented batches of this rank, from where training stands.
 
         Raises:
-            ValueError: the batch size does not divide by the devices, there are too few images,
-                or no masks where boxes are made from them.
+            ValueError: the batch size does not divide by the devices, or an epoch's limit by the
+                accumulation, there are too few images, or no masks where boxes are made from them.
         """
         world_size = self.trainer.world_size if self.trainer else 1
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
@@ -207,6 +207,10 @@ class COCODataModule(lightning.LightningDataModule):
             seed=self.seed,
             images_seen=self._images_seen,
         )
+        trainer: Any = self.trainer
+        if trainer and not trainer.fast_dev_run:
+            steps = _whole_steps(trainer, len(sampler))
+            sampler.repeated_steps = steps if trainer.overfit_batches else None
         return self._loader(dataset, sampler)
 
     def _require_enough(self, num: int) -> None:
@@ -311,3 +315,17 @@ class COCODataModule(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on where training stood."""
         self._resumed = dict(state_dict)
+
+
+def _whole_steps(trainer: Any, num_batches: int) -> int:
+    """Steps of an epoch; Lightning would make a small one of the batches that are left over."""
+    limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    num = min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
+    if num % accumulate:
+        key = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+        raise ValueError(
+            f"trainer.{key}={limit} is {num} batches an epoch, which do not divide by "
+            f"trainer.accumulate_grad_batches={accumulate}: make it "
+            f"{num - num % accumulate or accumulate}"
+        )
+    return num // accumulate

@@ -34,6 +34,10 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         accumulate: batches of a rank in a step.
         seed: of the run.
         images_seen: tells how many images training has seen on all ranks.
+
+    Attributes:
+        repeated_steps: so many steps of the first epoch again and again, to the pixel; None for no
+            such thing.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         self.accumulate = accumulate
         self.seed = seed
         self.images_seen = images_seen
+        self.repeated_steps: int | None = None
         self.num_steps = len(image_sizes) // batch_size
 
     def __len__(self) -> int:
@@ -63,6 +68,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         return islice(self._from(self.images_seen() // self.batch_size), len(self))
 
     def _from(self, step: int) -> Iterator[list[tuple[int, int]]]:
+        if self.repeated_steps is not None:
+            step %= self.repeated_steps
         epoch, first = divmod(step, self.num_steps)
         while True:
             for images in self._steps(epoch)[first:]:

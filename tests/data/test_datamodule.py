@@ -2,6 +2,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -230,3 +231,22 @@ def test_transforms_that_shapes_cannot_follow(small: Callable[..., COCODataModul
     rotation = "{_target_: torchvision.transforms.v2.RandomRotation, degrees: 10}"
     with pytest.raises(hydra.errors.InstantiationException, match="has RandomRotation, which"):
         small(f"data.train_transforms=[{rotation}]")
+
+
+@pytest.mark.parametrize("key", ["limit_train_batches", "overfit_batches"])
+@pytest.mark.parametrize(("limit", "num", "remedy"), [(5, 5, 4), (0.3, 3, 2), (1, 1, 2)])
+def test_batches_that_make_no_whole_steps_are_refused(
+    small: Callable[..., COCODataModule], key: str, limit: float, num: int, remedy: int
+) -> None:
+    """Lightning makes a step of what is left over at an epoch's end, of fewer images."""
+    data = small()
+    data.setup("fit")
+    settings = {"accumulate_grad_batches": 2, "overfit_batches": 0, "fast_dev_run": False}
+    settings |= {"limit_train_batches": limit, key: limit}
+    place = {"world_size": 1, "global_rank": 0, "global_step": 0}
+    data.trainer = SimpleNamespace(**place, **settings)
+    message = f"trainer.{key}={limit} is {num} batches an epoch, .*batches=2: make it {remedy}"
+    with pytest.raises(ValueError, match=message):
+        data.train_dataloader()
+    data.trainer.limit_train_batches = remedy
+    assert len(data.train_dataloader()) == 12

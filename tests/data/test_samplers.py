@@ -56,6 +56,14 @@ def test_epochs_have_other_orders_and_leave_out_other_images() -> None:
     assert set(counts) == set(range(51)) and min(counts.values()) > 25
 
 
+def test_repeated_steps_go_on_where_training_stands() -> None:
+    first = list(sampler(batch_size=8, accumulate=2))[:6]
+    for step in (0, 2, 3, 7):
+        repeated = sampler(batch_size=8, accumulate=2, seen=8 * step)
+        repeated.repeated_steps = 3
+        assert list(repeated)[: 6 - step % 3 * 2] == first[step % 3 * 2 :]
+
+
 @pytest.mark.parametrize(("num_wide", "num_high"), [(48, 1), (40, 3), (3, 40), (1, 4), (1602, 15)])
 def test_no_image_is_left_out_for_ever(num_wide: int, num_high: int) -> None:
     stream = TrainBatchSampler(

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn import BatchNorm2d
 from mrcnn_lightning.training.optimizers import parameter_groups
 from mrcnn_lightning.training.task import DetectionTask
 from tests.conftest import build_model, compose, make_batch
+from tests.training.recorder import Recorder
 
 
 def build(overrides: list[str]) -> tuple[DetectionTask, Any, lightning.Trainer]:
@@ -226,3 +228,16 @@ def test_checkpoint_of_other_classes_is_refused(
     task, data, trainer = build(tiny("trainer.max_steps=2"))
     with pytest.raises(ValueError, match="trained on the 2 classes cat, dog, the data has the 3"):
         trainer.fit(task, datamodule=data, ckpt_path=tmp_path / "other.ckpt", weights_only=True)
+
+
+def test_overfitting_repeats_the_same_batches(
+    tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    overrides = ["trainer.overfit_batches=4", "trainer.accumulate_grad_batches=2"]
+    overrides += ["trainer.max_epochs=3", "data.num_workers=0", "trainer.num_sanity_val_steps=0"]
+    task, data, trainer = build(tiny(*overrides, "trainer.check_val_every_n_epoch=4"))
+    trainer.callbacks.append(Recorder(file=f"{tmp_path}/batches", kill_after=-1))
+    trainer.fit(task, datamodule=data)
+    batches = [json.loads(line) for line in (tmp_path / "batches0").read_text().splitlines()]
+    assert len(batches) == 12 and len({str(batch) for batch in batches}) == 4
+    assert batches == batches[:4] * 3
