@@ -20,6 +20,7 @@ from mrcnn_lightning.log import kept_in_log
 from mrcnn_lightning.phases import run_phases, save_last
 from mrcnn_lightning.ranks import watch
 from mrcnn_lightning.run_folder import release
+from mrcnn_lightning.stopping import SaveAndStop, Stop, stops_when_told
 from mrcnn_lightning.training.devices import check_devices, check_nodes, check_trainer
 from mrcnn_lightning.training.task import DetectionTask
 from mrcnn_lightning.values import check_values, unknown_metric
@@ -32,7 +33,7 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 _build = partial(hydra.utils.instantiate, _convert_="all")
 
 
-def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
+def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
     if cfg.stage not in SPLITS_OF_STAGE:
         raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
@@ -45,10 +46,10 @@ def run(cfg: DictConfig, *, in_sweep: bool) -> float | None:
     _require_checkpoint(cfg.ckpt_path)
     if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
         raise ValueError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
-    return run_phases(cfg, _run)
+    return run_phases(cfg, partial(_run, stop))
 
 
-def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
+def _run(stop: Stop, cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     """One fit or evaluation: AP, and the last checkpoint of a phase."""
     if cfg.ckpt_path is not None or cfg.weights is not None:
         cfg.backbone.weights = None  # they would be overwritten
@@ -60,7 +61,8 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
     spec = {key: resolved["data"][key] for key in ("resize", "canvas")}
     spec |= {"model": resolved["model"], "show_score": cfg.show_score, "phase": phase}
     task = _build(cfg.task)(spec=spec | classes, **classes)
-    trainer = _trainer(cfg)
+    end = SaveAndStop(stop, run_dir=cfg.run_dir)
+    trainer = _trainer(cfg, end)
     watch(trainer, Path(cfg.run_dir if phase is None else Path(cfg.run_dir).parent, ERROR_FILE))
     _announce_nodes(trainer)
     if trainer.is_global_zero:
@@ -78,7 +80,10 @@ def _run(cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
         getattr(trainer, cfg.stage)(task, verbose=False, **options)
     for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
         logger.experiment.finish()  # or the next job of a sweep would go on with its run
-    return task.results.get("ap"), save_last(trainer, cfg.run_dir) if phase else None
+    if phase is not None:
+        stop.checkpoint = save_last(trainer, cfg.run_dir)
+    end.finish(trainer)
+    return task.results.get("ap"), stop.checkpoint
 
 
 def _require_checkpoint(path: str | None) -> None:
@@ -118,9 +123,9 @@ def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: Detection
             raise ValueError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
 
 
-def _trainer(cfg: DictConfig) -> lightning.Trainer:
+def _trainer(cfg: DictConfig, end: SaveAndStop) -> lightning.Trainer:
     """The trainer, with the callbacks of the configuration and none of Lightning's own."""
-    callbacks = [_build(callback) for callback in cfg.callbacks.values() if callback]
+    callbacks = [end, *(_build(callback) for callback in cfg.callbacks.values() if callback)]
     callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
     return _build(
         cfg.trainer,
@@ -135,8 +140,9 @@ def _trainer(cfg: DictConfig) -> lightning.Trainer:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _main(cfg: DictConfig) -> float | None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    with kept_in_log(), in_one_sentence(cfg.run_dir, in_sweep=in_sweep):
-        return run(cfg, in_sweep=in_sweep)
+    one_sentence = in_one_sentence(cfg.run_dir, in_sweep=in_sweep)
+    with kept_in_log(), one_sentence, stops_when_told(in_sweep=in_sweep) as stop:
+        return run(cfg, stop, in_sweep=in_sweep)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ FLOORS = {
     "run_folder": 4,
     "phases": 4,
     "run": 4,
+    "stopping": 4,
     "cli": 4,
 }
 FORBIDDEN = {

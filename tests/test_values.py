@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.errors import sentence
 from mrcnn_lightning.run import run
+from mrcnn_lightning.stopping import Stop
 from mrcnn_lightning.values import check_values
 from tests.conftest import compose
 
@@ -58,7 +59,7 @@ def test_what_is_refused(composed: DictConfig, key: str, value: Any, message: st
     cfg = copy.deepcopy(composed)
     OmegaConf.update(cfg, key, value, force_add=True)
     with pytest.raises(ValueError) as error:
-        run(cfg, in_sweep=False)
+        run(cfg, Stop(), in_sweep=False)
     assert all(part in str(error.value) for part in message.split(" ... "))
     assert "\n" not in str(error.value)
 

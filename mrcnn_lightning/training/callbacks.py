@@ -31,6 +31,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which would forget the best score in another folder.
 
     A resumed run writes to a folder of its own, and starts it with a copy of the best checkpoint.
+    An evaluation that comes after a fit counts too.
 
     Args:
         dirpath: folder for `best.ckpt`.
@@ -45,8 +46,18 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor,
             mode=mode,
             save_top_k=1,
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Save if this is the best so far."""
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.optimizers:  # after a fit
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        else:
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best checkpoint and its score."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,7 +21,11 @@ from mrcnn_lightning.models.weights import differences, load_detector, require_f
 from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.ops.sampling import step_key
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
+from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
+from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
 from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+
+_OWES = "owes_evaluation"  # in a checkpoint
 
 
 class DetectionTask(lightning.LightningModule):
@@ -75,6 +80,8 @@ class DetectionTask(lightning.LightningModule):
         self._drawn = (-1, 0)  # the step that layers last drew for, and which of its batches
         self.results: dict[str, float] = {}  # of the last evaluation
         self.scored_at: int | None = None  # after how many steps that was
+        self.owes_evaluation = False  # the run that this one goes on with ended within one
+        self._divergence: Divergence | None = None
 
     def setup(self, stage: str) -> None:
         """Make the metric of the split that this stage evaluates; without a mask head, no masks.
@@ -127,8 +134,18 @@ class DetectionTask(lightning.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Put frozen stages in evaluation mode; Lightning leaves modes as it finds them."""
+        """Put frozen stages in evaluation mode; Lightning leaves modes as it finds them.
+
+        An evaluation that was due when the checkpoint was written comes first: for Lightning it is
+        done.
+        """
         self.train()
+        if self.owes_evaluation and self.trainer.enable_validation:
+            loop = self.trainer.fit_loop.epoch_loop.val_loop
+            self.trainer.validating, loop.restarting = True, False
+            loop.run()
+            loop._has_run = False  # Lightning would take an epoch that ends here for two
+            self.trainer.training = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the losses.
@@ -139,13 +156,10 @@ class DetectionTask(lightning.LightningModule):
         self._seed_layers()
         losses = self.model.loss(batch)
         total = torch.stack(list(losses.values())).sum()
-        log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if batch_idx % log_every == 0 and not torch.isfinite(total):
-            values = {name: value.item() for name, value in losses.items()}
-            raise ValueError(
-                f"the loss is not finite at step {self.global_step}: {values}; lower optimizer.lr "
-                "or set trainer.gradient_clip_val"
-            )
+        self._divergence = self._divergence or Divergence(losses)
+        self._divergence.note(losses, self.global_step)
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._divergence.check(self.all_gather)
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
         self.log_dict(
             {f"train/{name}": value for name, value in losses.items()},
@@ -180,6 +194,7 @@ class DetectionTask(lightning.LightningModule):
         self.results = self.metric.compute()
         self.metric.reset()
         self.scored_at = self.global_step
+        self.owes_evaluation = False
         main = "mask_ap" if self.model.mask_head is not None else "box_ap"
         self.results["ap"] = self.results[main]
         # All ranks have the same numbers; sync_dist only tells Lightning that this is so.
@@ -222,8 +237,17 @@ class DetectionTask(lightning.LightningModule):
             path.write_text(json.dumps(results))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put in what it takes to rebuild the model."""
+        """Put in what it takes to rebuild the model, and whether an evaluation is due.
+
+        Raises:
+            ValueError: a loss, a weight or what the optimizer keeps is not finite.
+        """
+        if self._divergence is not None:
+            self._divergence.check(self.all_gather)
+        refuse_diverged(checkpoint, self.global_step)
         checkpoint[SPEC_KEY] = self.spec
+        is_due = self.owes_evaluation or _evaluation_follows(self.trainer)
+        checkpoint[_OWES] = is_due and self.scored_at != self.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare classes and weights before anything is loaded.
@@ -245,9 +269,29 @@ class DetectionTask(lightning.LightningModule):
                 "its run (config.yaml in its folder)"
             )
         require_finite(checkpoint["state_dict"], "ckpt_path")
+        self.owes_evaluation = checkpoint.get(_OWES, False)
+        for logger in self.trainer.loggers:
+            if (
+                isinstance(logger, ContinuedCSVLogger)
+                and self.trainer.state.fn == TrainerFn.FITTING
+            ):
+                step = checkpoint["global_step"]
+                logger.go_on_after(step, evaluates_again=self.owes_evaluation)
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:  # would undo what this run's optimizer is
                 group |= fused_option(self.make_optimizer, self.trainer)
+
+
+def _evaluation_follows(trainer: lightning.Trainer) -> bool:
+    """Whether Lightning evaluates after the batch that was trained on last."""
+    every_epochs, every_batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    loop = trainer.fit_loop
+    if not trainer.enable_validation or every_batches in (None, float("inf")):
+        return False
+    if every_epochs is None:
+        return (loop.total_batch_idx + 1) % every_batches == 0
+    is_epochs_turn = (trainer.current_epoch + 1) % every_epochs == 0
+    return is_epochs_turn and (loop.batch_idx + 1) % every_batches == 0
 
 
 def _require_truth(data: COCODataModule, split: str, *, has_masks: bool) -> None:

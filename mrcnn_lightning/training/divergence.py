@@ -1,0 +1,76 @@
+"""Training that is no longer finite: noticed where it begins, and never written.
+
+L losses, W processes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_REMEDY = "lower optimizer.lr or set trainer.gradient_clip_val"
+
+
+class Divergence:
+    """Keeps the first losses that are not finite, on their device, which nobody waits for.
+
+    Args:
+        losses: of any step.
+    """
+
+    def __init__(self, losses: Mapping[str, Tensor]) -> None:
+        self.names = list(losses)
+        # The step and its losses; an infinite step is none.
+        self._first = next(iter(losses.values())).new_full((1 + len(losses),), torch.inf)
+
+    def note(self, losses: Mapping[str, Tensor], step: int) -> None:
+        """Look at the losses of a step."""
+        values = torch.stack([value.detach() for value in losses.values()])  # (L,)
+        is_first = ~torch.isfinite(values.sum()) & torch.isinf(self._first[0])
+        now = torch.cat([torch.full_like(values[:1], step), values])  # (1 + L,)
+        self._first = torch.where(is_first, now, self._first)
+
+    def check(self, all_gather: Callable[[Tensor], Any]) -> None:
+        """Wait for the device and look at all ranks' losses so far.
+
+        Args:
+            all_gather: stacks what the ranks have.
+
+        Raises:
+            ValueError: they were not finite, at which step first, and what they were then.
+        """
+        step, *values = min(all_gather(self._first).view(-1, 1 + len(self.names)).tolist())
+        if step != torch.inf:
+            losses = ", ".join(
+                f"{name} {value:.4g}" for name, value in zip(self.names, values, strict=True)
+            )
+            raise ValueError(f"the loss is not finite at step {int(step)}: {losses}; {_REMEDY}")
+
+
+def refuse_diverged(checkpoint: Mapping[str, Any], step: int) -> None:
+    """Refuse to write a checkpoint of a training that has diverged.
+
+    Args:
+        checkpoint: Lightning's.
+        step: of the run.
+
+    Raises:
+        ValueError: a weight or what the optimizer keeps is not finite.
+    """
+    for key in ("state_dict", "optimizer_states"):
+        for name, tensor in _tensors(checkpoint.get(key, {}), key):
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"{name} is not finite after {step} steps, although the losses were, and is "
+                    f"not written: {_REMEDY}"
+                )
+
+
+def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping | list | tuple):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, value in items:
+            yield from _tensors(value, f"{name}.{key}")
