@@ -136,7 +136,7 @@ class Annotations:
             crowd=self.crowd[chosen].clone(),
             shapes=[
                 shape if isinstance(shape, bytes) else [torch.from_numpy(p).float() for p in shape]
-                for shape in map(self._shape, range(chosen.start, chosen.stop))
+                for shape in self._shapes(chosen)
             ],
         )
 
@@ -197,25 +197,33 @@ class Annotations:
 
     def _rles(self, chosen: slice, size: list[int]) -> Iterator[dict[str, Any]]:
         """Run lengths of objects of one image."""
-        for number in range(chosen.start, chosen.stop):
-            shape = self._shape(number)
+        for shape in self._shapes(chosen):
             if isinstance(shape, bytes) and shape:
                 yield {"size": size, "counts": shape}
             else:  # a crowd may be only a box
                 yield encode_polygons([p.ravel() for p in shape] or [_NO_POINTS], size)  # type: ignore[union-attr]
 
-    def _shape(self, number: int) -> list[npt.NDArray[np.float64]] | bytes:
-        polygons = self._range("polygon_ends", number)
-        if polygons.start == polygons.stop:
-            return self._bytes("rle", number)
-        return [
-            self._arrays["points"][self._range("point_ends", polygon)]
-            for polygon in range(polygons.start, polygons.stop)
-        ]
+    def _shapes(self, chosen: slice) -> Iterator[list[npt.NDArray[np.float64]] | bytes]:
+        """Polygons (P, 2), or run lengths, of objects that follow each other."""
+        polygon_ends = self._arrays["polygon_ends"][chosen].tolist()
+        polygon = self._start("polygon_ends", chosen.start)
+        start = self._start("point_ends", polygon)
+        for number, last in enumerate(polygon_ends, start=chosen.start):
+            if polygon == last:
+                yield self._bytes("rle", number)
+                continue
+            polygons = []
+            for end in self._arrays["point_ends"][polygon:last].tolist():
+                polygons.append(self._arrays["points"][start:end])
+                start = end
+            yield polygons
+            polygon = last
+
+    def _start(self, key: str, number: int) -> int:
+        return int(self._arrays[key][number - 1]) if number > 0 else 0
 
     def _range(self, key: str, number: int) -> slice:
-        ends = self._arrays[key]
-        return slice(int(ends[number - 1]) if number > 0 else 0, int(ends[number]))
+        return slice(self._start(key, number), int(self._arrays[key][number]))
 
     def _bytes(self, kind: str, number: int) -> bytes:
         return self._arrays[f"{kind}s"][self._range(f"{kind}_ends", number)].tobytes()

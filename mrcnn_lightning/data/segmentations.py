@@ -39,7 +39,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Shape | None:
     """An object's polygons or run lengths, None if there are none.
 
     Polygons of fewer than three points are left out (as Detectron2 does); an empty list is what
-    remains if all are.
+    remains if all are. One that reaches out of its image by far is clipped.
 
     Args:
         segmentation: the value in the file.
@@ -57,25 +57,31 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Shape | None:
     raise ValueError("is neither a list of polygons nor run lengths")
 
 
-def encode_polygons(
-    polygons: Sequence[npt.NDArray[np.float64]], size: Sequence[int]
-) -> dict[str, Any]:
+def encode_polygons(polygons: list[npt.NDArray[np.float64]], size: Sequence[int]) -> dict[str, Any]:
     """The pixels of an image of `size` that polygons (2 P,) cover, as run lengths."""
-    far = max(_FAR, 2 * max(size))
-    near = [p if np.abs(p).max() <= far else clip_polygon(p, -far, far) for p in polygons]
-    rles = pycocotools.mask.frPyObjects(near, *size)
+    rles = pycocotools.mask.frPyObjects(polygons, *size)
     rle = rles[0] if len(rles) == 1 else pycocotools.mask.merge(rles)
     return {"size": size, "counts": rle["counts"]}
 
 
-def clip_polygon(
-    polygon: npt.NDArray[np.float64], low: float, high: float
-) -> npt.NDArray[np.float64]:
-    """The part of a polygon (2 P,) in a square, one point three times if there is none.
+def _polygons(segmentation: list[Any]) -> list[list[float]]:
+    if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation):
+        raise ValueError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
+    return [
+        polygon
+        if min(polygon) >= -_FAR and max(polygon) <= _FAR
+        else _clipped(polygon, -_FAR, _FAR)
+        for polygon in segmentation
+        if len(polygon) >= 6
+    ]
+
+
+def _clipped(polygon: list[float], low: float, high: float) -> list[float]:
+    """The part of a polygon in a square, one point three times if there is none.
 
     Sutherland and Hodgman's way (1974): what lies beyond a side is moved to it.
     """
-    points = polygon.reshape(-1, 2)
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     for axis, bound, sign in ((0, low, 1), (0, high, -1), (1, low, 1), (1, high, -1)):
         inside = sign * points[:, axis] >= sign * bound
         kept = []
@@ -89,13 +95,7 @@ def clip_polygon(
             if inside[number]:
                 kept.append(end)
         points = np.array(kept).reshape(-1, 2)
-    return points.ravel() if len(points) > 2 else np.full(6, low)
-
-
-def _polygons(segmentation: list[Any]) -> list[list[float]]:
-    if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation):
-        raise ValueError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
-    return [polygon for polygon in segmentation if len(polygon) >= 6]
+    return points.ravel().tolist() if len(points) > 2 else [low] * 6
 
 
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> bytes:
