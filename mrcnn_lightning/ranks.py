@@ -36,6 +36,7 @@ def first_failure(file: Path, text: str) -> str:
         text: what to note.
     """
     _fails.set()
+    _note_silent_ends(file)  # of which this failure may be the consequence
     _note(file, text)
     if own_rank() > 0:
         time.sleep(_GRACE)
@@ -60,12 +61,7 @@ def watch(trainer: lightning.Trainer, file: Path) -> None:
 def _watch(file: Path) -> None:
     while not (_fails.is_set() or file.exists()):
         time.sleep(_LOOK_EVERY)
-        for child in _children():
-            if child.poll() in _SILENT:
-                name = signal.Signals(-child.returncode).name
-                _note(
-                    file, f"error: a process of this run died of {name}, often for lack of memory"
-                )
+        _note_silent_ends(file)
     if _fails.is_set():
         return
     _tell_torchrun(_noted(file))
@@ -76,6 +72,13 @@ def _watch(file: Path) -> None:
     else:
         time.sleep(_GRACE)
     os._exit(1)  # the main thread may be within a collective operation, where nothing reaches it
+
+
+def _note_silent_ends(file: Path) -> None:
+    for child in _children():
+        if child.poll() in _SILENT:
+            name = signal.Signals(-child.returncode).name
+            _note(file, f"error: a process of this run died of {name}, often for lack of memory")
 
 
 def _note(file: Path, text: str) -> None:
