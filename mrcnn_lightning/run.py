@@ -41,6 +41,8 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     check_trainer(cfg.trainer)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
     check_nodes(cfg.trainer.num_nodes)
+    if not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed={cfg.seed} is not between 0 and {2**32 - 1}")
     if not isinstance(cfg.show_score, int | float) or not 0 <= cfg.show_score <= 1:
         raise ValueError(f"show_score={cfg.show_score} is no number between 0 and 1")
     _require_checkpoint(cfg.ckpt_path)

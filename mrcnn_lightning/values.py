@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from math import isnan
 from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ _WORDS = {
     str: "text",
     NoneType: "null",
 }
+_TOO_LARGE = 2**63
 # What other projects call the classes in their configurations.
 _CLASSES = {"num_classes", "classes", "class_names", "nc"}
 
@@ -60,7 +62,8 @@ def check_values(cfg: DictConfig) -> None:
             has_default = value is None and arguments[name].default is None
             if not has_default and not _accepts(kind, value):
                 key = _set_at(f"{part.key}.{name}", part.raw[name], raw)
-                raise ValueError(f"{key}={value} is no {_words(kind)}")
+                size = " of 64 bits" if isinstance(value, int) and abs(value) >= _TOO_LARGE else ""
+                raise ValueError(f"{key}={value} is no {_words(kind)}{size}")
 
 
 def unknown_option(key: str, option: str, options: Iterable[str]) -> str:
@@ -147,8 +150,9 @@ def _accepts(kind: Any, value: Any) -> bool:
     if origin is Literal:  # which text it is, the part says
         return any(isinstance(value, type(each)) for each in arguments)
     if kind in _WORDS:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number if kind is float else type(value) is kind
+        if kind is float and type(value) in (int, float):
+            return not isnan(value)
+        return type(value) is kind and (kind is not int or abs(value) < _TOO_LARGE)
     if isinstance(value, list):
         elements = [each for each in arguments if each is not Ellipsis]
         if not inspect.isclass(origin) or not issubclass(origin, Sequence) or not elements:

@@ -95,7 +95,7 @@ class LossProgressBar(RichProgressBar):
     def __init__(self, *, refresh_rate: int) -> None:
         if refresh_rate < 1:
             raise ValueError(
-                f"refresh_rate={refresh_rate} is less than 1; null instead of the bar is none"
+                f"refresh_rate={refresh_rate} is less than 1; to leave the bar out, set it to null"
             )
         super().__init__(refresh_rate=refresh_rate)
 
