@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from pycocotools.coco import COCO
 
 from mrcnn_lightning.data.annotations import Annotations, Objects
+from mrcnn_lightning.data.coco_json import pack_coco_json
 from tests.conftest import shared
 
 SQUARE = [[1.0, 1, 5, 1, 5, 5, 1, 5]]
@@ -291,6 +293,22 @@ def test_a_file_with_the_longest_name(tmp_path: Path) -> None:
     file = tmp_path / f"{'é' * 125}.json"
     file.write_text(json.dumps(content()))
     assert len(Annotations.load(file, cache_dir=tmp_path)) == 3
+
+
+def test_a_large_file_is_never_in_memory_as_objects(tmp_path: Path) -> None:
+    """A number of a polygon is text of 7 bytes, or 8 packed; as an object of Python it is 32."""
+    value, polygon = content(), [[float(number % 97) + 0.25 for number in range(80)]]
+    value["annotations"] = [annotation(number, 7, 2, polygon) for number in range(3000)]
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(value))
+    pack_coco_json(file)  # what is made once
+    tracemalloc.start()
+    try:
+        pack_coco_json(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * file.stat().st_size
 
 
 def test_another_process_opens_the_file_for_itself(load: Load) -> None:
