@@ -197,7 +197,7 @@ def _packed(content: _Content, file: str | Path) -> dict[str, Any]:
 def _require_values(
     entries: Sequence[Any], keys: dict[str, int | None], what: str, file: str | Path
 ) -> None:
-    """Require whole numbers of so many bits, 0 for ids alone, or names if there is None."""
+    """Require whole numbers below 2 ** bits (0 for ids alone), or names where bits are None."""
     for number, entry in enumerate(entries, start=1):
         for key, bits in keys.items():
             value = getattr(entry, key)
