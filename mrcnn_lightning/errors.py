@@ -91,7 +91,8 @@ def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
     except Exception as error:
         details = traceback.format_exc()
         log_to_file(details)
-        is_users = isinstance(error, USER_ERRORS) and _HYDRAS not in os.environ
+        is_users = isinstance(error, USER_ERRORS) or _lost_worker(error) is not None
+        is_users = is_users and _HYDRAS not in os.environ
         line = f"error: {sentence(error)}"
         line += f" (rank {own_rank()})" if own_rank() else ""
         first = first_failure(file, f"{line}\n\n{details}" if is_users else details)
@@ -105,9 +106,9 @@ def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str:
     """What went wrong, and the remedy where the library that raised it has none to offer."""
-    option = _unknown_option(error)
-    if option is not None:
-        return option
+    known = _unknown_option(error) or _lost_worker(error)
+    if known is not None:
+        return known
     place = ""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         place, error = _full_key(error), error.__cause__
@@ -126,6 +127,25 @@ def sentence(error: BaseException) -> str:
     if not place or place.rpartition(".")[2] in line.partition("=")[0]:
         return line
     return f"{place}.{line}" if re.match(r"\w+=", line) else f"{place}: {line}"
+
+
+def _lost_worker(error: BaseException) -> str | None:
+    """A process that loads images has died; torch says so wherever the run happens to be."""
+    message = str(error)
+    died = re.match(
+        r"DataLoader worker \(pid.*\) (is killed by signal: [^.]+|exited [^.]*)", message
+    )
+    if not isinstance(error, RuntimeError) or died is None:
+        return None
+    if "shared memory" in message:
+        return (
+            "a data worker died for lack of shared memory: give the machine or container more "
+            "(docker run --shm-size=8g), or set data.num_workers lower"
+        )
+    return (
+        f"a data worker {died[1].replace('is', 'was', 1)}, mostly for lack of memory: set "
+        "data.num_workers lower, or ask for more memory"
+    )
 
 
 def _full_key(error: BaseException) -> str:

@@ -1,6 +1,9 @@
 """A run as its user sees it, above all when something is wrong: one sentence, and what to do."""
 
 import json
+import os
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,9 @@ import hydra
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, Dataset
 
+from mrcnn_lightning.errors import in_one_sentence, sentence
 from tests.conftest import compose
 
 Run = Callable[..., tuple[int, str]]
@@ -309,3 +314,30 @@ def test_fine_tuning_from_a_checkpoint_of_ours(
     assert status == 0, output[-2000:]
     status, output = run_main(*tiny("trainer.max_steps=1", weights, "model=faster_rcnn"))
     assert status == 1 and "is not of this architecture" in output
+
+
+class Dies(Dataset[int]):
+    """Its reader is killed, as by a system that has no memory left."""
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_a_data_worker_that_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, in_one_sentence(tmp_path, in_sweep=False):
+        next(iter(DataLoader(Dies(), num_workers=1)))
+    output = capfd.readouterr().err
+    assert end.value.code == 1 and "Traceback" not in output
+    # torch finds out in two ways, of which one knows the signal.
+    assert re.search(
+        "error: a data worker (was killed by signal: Killed|exited unexpectedly), mostly for lack "
+        "of memory: set data.num_workers lower",
+        output,
+    )
+    shared = "DataLoader worker (pid 5) is killed by signal: Bus error. It is possible that "
+    shared += "dataloader's workers are out of shared memory. Please try to raise your limit."
+    assert "--shm-size" in sentence(RuntimeError(shared))

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from mrcnn_lightning.structures import Batch
+from tests.conftest import command
 
 Run = Callable[..., tuple[int, str]]
 SHORT = [
@@ -31,13 +32,15 @@ class Tells(Callback):
 
     Args:
         signals: lists of a signal, how many steps were trained, and `training` or `evaluation`.
+        rank: which of several processes does so.
     """
 
-    def __init__(self, *, signals: list[Any]) -> None:
+    def __init__(self, *, signals: list[Any], rank: int = 0) -> None:
+        self.rank = rank
         self.signals = {(steps, where): signum for signum, steps, where in signals}
 
     def _tell(self, trainer: lightning.Trainer, where: str) -> None:
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and trainer.global_rank == self.rank:
             signum = self.signals.get((trainer.global_step, where))
             if signum is not None:
                 os.kill(os.getpid(), signum)
@@ -61,11 +64,12 @@ class Tells(Callback):
             self._tell(trainer, "evaluation")
 
 
-def tells(*signals: tuple[int, int, str]) -> list[str]:
+def tells(*signals: tuple[int, int, str], rank: int = 0) -> list[str]:
     listed = ",".join(f"[{int(signum)},{steps},{where}]" for signum, steps, where in signals)
     return [
         "+callbacks.tells._target_=tests.test_stopping.Tells",
         f"+callbacks.tells.signals=[{listed}]",
+        f"+callbacks.tells.rank={rank}",
     ]
 
 
@@ -97,8 +101,8 @@ def go_on(output: str) -> list[str]:
     """The overrides of the command that a stopped run ends with."""
     line = output.strip().splitlines()[-1]
     assert ", everything is saved; to go on: " in line, output[-2000:]
-    command = shlex.split(line.partition("to go on: ")[2])
-    return command[command.index("experiment=shapes") :]
+    words = shlex.split(line.partition("to go on: ")[2])
+    return words[words.index("experiment=shapes") :]
 
 
 def test_stopped_in_a_step_and_in_an_evaluation(
@@ -136,18 +140,52 @@ def test_an_evaluation_that_was_killed_is_made_up_for(
     assert status == 0, output[-2000:]
 
     run = tmp_path / "killed"
-    command, resumed = (
-        tiny(*common, f"hydra.run.dir={run}"),
-        f"ckpt_path={run}/checkpoints/last.ckpt",
-    )
+    fit = tiny(*common, f"hydra.run.dir={run}")
+    resumed = f"ckpt_path={run}/checkpoints/last.ckpt"
     for step, more in ((4, []), (8, [resumed])):
         process = multiprocessing.get_context("fork").Process(
-            target=run_main, args=[*command, *more, *tells((signal.SIGKILL, step, "evaluation"))]
+            target=run_main, args=[*fit, *more, *tells((signal.SIGKILL, step, "evaluation"))]
         )
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert (run / "checkpoints" / "best.ckpt").exists() == (step == 8)
-    status, output = run_main(*command, resumed)
+    status, output = run_main(*fit, resumed)
     assert status == 0, output[-2000:]
     same_end(tmp_path / "whole", run)
+
+
+def test_a_sweep_of_phases_ends_with_the_job_that_is_stopped(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    phases = "phases=[{trainer.max_steps:3},{trainer.max_steps:1}]"
+    common = [*SHORT, "trainer.limit_val_batches=0", phases, "optimizer.lr=0.005,0.01"]
+    status, output = run_main("-m", *tiny(*common, *tells((signal.SIGINT, 1, "training"))))
+    assert status == 130, output[-2000:]
+    (sweep,) = (tmp_path / "runs" / "shapes").iterdir()
+    assert [job.name for job in sweep.iterdir() if job.is_dir()] == ["0"]
+    overrides = go_on(output)
+    assert "optimizer.lr=0.005" in overrides and phases in overrides
+    assert overrides[-1] == f"ckpt_path={sweep}/0/phase_1/checkpoints/last.ckpt"
+    resumed = [each for each in overrides if "callbacks.tells" not in each]
+    status, output = run_main(*resumed, f"hydra.run.dir={tmp_path}/resumed")
+    assert status == 0, output[-2000:]
+    for phase, steps in ((1, 3), (2, 1)):
+        last = tmp_path / "resumed" / f"phase_{phase}" / "checkpoints" / "last.ckpt"
+        assert torch.load(last, weights_only=True)["global_step"] == steps
+
+
+def test_all_ranks_stop_together(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    """One is told in its last batch of an evaluation, of which the other has one more."""
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
+    more = ["trainer.check_val_every_n_epoch=1", "data.eval_batch_size=2", "data.num_workers=0"]
+    told = tells((signal.SIGTERM, 6, "evaluation"), rank=1)
+    process = command(
+        *tiny(*two, *more, *told, f"hydra.run.dir={tmp_path}/run"), cwd=tmp_path, wait=False
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, output[-2000:]
+    assert output.count("stopped by") == 1 and "Traceback" not in output
+    assert go_on(output)[-1] == f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 6 and last["owes_evaluation"]

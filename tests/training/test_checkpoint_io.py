@@ -1,3 +1,4 @@
+import errno
 import itertools
 import multiprocessing
 import os
@@ -66,3 +67,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="no space left"):
         AtomicCheckpointIO().save_checkpoint({"number": 2}, target)
     assert torch.load(target, weights_only=True) == {"number": 1}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this machine has no full device")
+def test_a_full_disk_is_named_and_not_kept_full(tmp_path: Path) -> None:
+    target = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"number": 1}, target)
+    (tmp_path / ".last.ckpt.unfinished").symlink_to("/dev/full")
+    message = f"no space left on the disk for {target}; what it held before is kept: free some"
+    with pytest.raises(OSError, match=message):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(OSError, match=r"last.ckpt cannot be written: Read-only file system$"):
+        AtomicCheckpointIO().save_checkpoint({"number": 1}, tmp_path / "last.ckpt")
