@@ -177,9 +177,9 @@ def test_a_sweep_of_phases_ends_with_the_job_that_is_stopped(
 
 def test_all_ranks_stop_together(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     """One is told in its last batch of an evaluation, of which the other has one more."""
-    two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.limit_train_batches=1"]
     more = ["trainer.check_val_every_n_epoch=1", "data.eval_batch_size=2", "data.num_workers=0"]
-    told = tells((signal.SIGTERM, 6, "evaluation"), rank=1)
+    told = tells((signal.SIGTERM, 1, "evaluation"), rank=1)
     process = command(
         *tiny(*two, *more, *told, f"hydra.run.dir={tmp_path}/run"), cwd=tmp_path, wait=False
     )
@@ -188,4 +188,4 @@ def test_all_ranks_stop_together(tiny: Callable[..., list[str]], tmp_path: Path)
     assert output.count("stopped by") == 1 and "Traceback" not in output
     assert go_on(output)[-1] == f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 6 and last["owes_evaluation"]
+    assert last["global_step"] == 1 and last["owes_evaluation"]
