@@ -7,7 +7,6 @@ import json
 import mmap
 import reprlib
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +15,10 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import pycocotools.mask
 import torch
-from torch import Tensor
 
-from mrcnn_lightning.data.segmentations import (
-    Shape,
-    are_numbers,
-    encode_polygons,
-    is_number,
-    read_segmentation,
-)
+from mrcnn_lightning.data.packed_objects import Annotation, PackedObjects, tensor_of
+from mrcnn_lightning.data.segmentations import is_number
 
 # After so many annotations the pages of the file that they lie on are given back.
 _PER_RELEASE = 100
@@ -50,16 +42,6 @@ class _Place(msgspec.Struct, gc=False):
     id: Any = None
     image_id: Any = None
     category_id: Any = None
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    id: Any = None
-    image_id: Any = None
-    category_id: Any = None
-    bbox: Any = None
-    area: Any = msgspec.UNSET
-    iscrowd: Any = 0
-    segmentation: Any = None
 
 
 class _Lists(msgspec.Struct, gc=False):
@@ -188,7 +170,7 @@ def _packed(content: _Content, file: str | Path) -> dict[str, Any]:
         "is_annotated": content.annotations is not None,
         "image_ids": torch.tensor([int(image.id) for image in images]),
         "image_sizes": torch.tensor([(int(i.height), int(i.width)) for i in images]),
-        "names": _tensor(bytearray(b"".join(names))),
+        "names": tensor_of(bytearray(b"".join(names))),
         "name_ends": torch.tensor([len(name) for name in names]).cumsum(0),
         **_pack_objects(content, categories, file),
     }
@@ -241,9 +223,9 @@ def _pack_objects(
     labels = {category.id: label for label, category in enumerate(categories, start=1)}
     numbers = {image.id: number for number, image in enumerate(content.images)}
     image_of, label_of = _places(content, numbers, labels, file)
-    objects = _Objects()
+    objects = PackedObjects()
     order = np.argsort(image_of, kind="stable")
-    for number, annotation in zip(order, content.decoded(_Annotation, order), strict=True):
+    for number, annotation in zip(order, content.decoded(Annotation, order), strict=True):
         image = content.images[image_of[number]]
         try:
             objects.add(
@@ -291,123 +273,3 @@ def _found(value: Any, known: dict[Any, int]) -> int:
         return known.get(value, -1)
     except TypeError:  # a list, say
         return -1
-
-
-class _Objects:
-    """Objects of all images, packed one after the other."""
-
-    def __init__(self) -> None:
-        self.images, self.labels, self.crowd = array("q"), array("q"), array("b")
-        self.boxes, self.areas, self.points = array("d"), array("d"), array("d")
-        self.rle_ends, self.polygon_ends, self.point_ends = array("q"), array("q"), array("q")
-        self.rles = bytearray()
-        self.without_mask: list[Any] = []
-        self.left_out: Counter[str] = Counter()
-        self.odd_areas = 0
-        self.has_id_0 = False
-
-    def add(
-        self, annotation: _Annotation, *, image: int, size: tuple[int, int], label: int
-    ) -> None:
-        """Check an object, and keep it unless nothing can be learnt from it."""
-        box, is_crowd = _box(annotation), _is_crowd(annotation)
-        try:
-            shape = read_segmentation(annotation.segmentation, size)
-        except ValueError as error:
-            raise ValueError(f"the segmentation of {_name(annotation)} {error}") from error
-        self.has_id_0 |= annotation.id == 0
-        reason = _why_not(box, shape, size)
-        if reason:
-            self.left_out[reason] += 1
-            return
-        if shape is None and not is_crowd:
-            self.without_mask.append(_id(annotation))
-        self.images.append(image)
-        self.labels.append(label)
-        self.crowd.append(is_crowd)
-        self.boxes.extend(box)
-        self.areas.append(self._area(annotation.area, box, shape, size))
-        self._add_shape(shape)
-
-    def _area(
-        self, area: Any, box: Sequence[float], shape: Shape | None, size: tuple[int, int]
-    ) -> float:
-        if is_number(area) and area > 0 and area is not True:
-            return area
-        self.odd_areas += area is not msgspec.UNSET
-        measured = 0.0
-        if isinstance(shape, bytes):
-            measured = float(pycocotools.mask.area({"size": list(size), "counts": shape}))
-        elif shape:
-            polygons = [np.asarray(polygon, dtype=np.float64) for polygon in shape]
-            measured = float(pycocotools.mask.area(encode_polygons(polygons, size)))
-        return measured or box[2] * box[3]
-
-    def _add_shape(self, shape: Shape | None) -> None:
-        if isinstance(shape, bytes):
-            self.rles += shape
-        elif shape:
-            for polygon in shape:
-                self.points.fromlist(polygon)
-                self.point_ends.append(len(self.points) // 2)
-        self.rle_ends.append(len(self.rles))
-        self.polygon_ends.append(len(self.point_ends))
-
-    def packed(self, num_images: int) -> dict[str, Any]:
-        """See `pack_coco_json`."""
-        names = ("labels", "areas", "rles", "rle_ends", "polygon_ends", "point_ends")
-        return {
-            "without_mask": self.without_mask,
-            "left_out": dict(self.left_out),
-            "odd_areas": self.odd_areas,
-            "has_id_0": self.has_id_0,
-            "object_ends": torch.bincount(_tensor(self.images), minlength=num_images).cumsum(0),
-            "boxes": _tensor(self.boxes).view(-1, 4),
-            "crowd": _tensor(self.crowd).bool(),
-            "points": _tensor(self.points).view(-1, 2),
-            **{name: _tensor(getattr(self, name)) for name in names},
-        }
-
-
-def _name(annotation: _Annotation) -> str:
-    return f"annotation {_id(annotation)}"
-
-
-def _id(annotation: _Annotation) -> Any:
-    return annotation.id if isinstance(annotation.id, int) else reprlib.repr(annotation.id)
-
-
-def _box(annotation: _Annotation) -> list[float]:
-    box = annotation.bbox
-    if not are_numbers(box) or len(box) != 4:
-        raise ValueError(
-            f"{_name(annotation)} has bbox={reprlib.repr(box)}, which must be four numbers "
-            "[x, y, width, height]"
-        )
-    return box
-
-
-def _is_crowd(annotation: _Annotation) -> bool:
-    value = annotation.iscrowd
-    if not isinstance(value, (int, float)) or value not in (0, 1):
-        raise ValueError(
-            f"{_name(annotation)} has iscrowd={reprlib.repr(value)}, which must be 0 or 1"
-        )
-    return bool(value)
-
-
-def _why_not(box: Sequence[float], shape: Shape | None, size: tuple[int, int]) -> str | None:
-    """Why nothing can be learnt from an object, or None."""
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "boxes without area"
-    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
-        return "boxes outside their image"
-    return "polygons of fewer than three points" if shape == [] else None
-
-
-def _tensor(buffer: Any) -> Tensor:
-    """The numbers of a buffer, without a copy."""
-    numbers = torch.from_numpy(np.asarray(memoryview(buffer)))
-    # Empty buffers may all lie at one address, which torch.save takes for one of several types.
-    return numbers if len(numbers) else numbers.clone()
