@@ -3,7 +3,6 @@
 B images, C channels of a map.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from mrcnn_lightning.models.norms import conv_norm, norm_layer
 from mrcnn_lightning.models.pixels import Pixels
 from mrcnn_lightning.models.poolers import RoIStage
-from mrcnn_lightning.models.weight_files import read_weights
+from mrcnn_lightning.models.timm_networks import timm_chain
 from mrcnn_lightning.models.weights import load_backbone
 
 
@@ -25,18 +24,19 @@ class Backbone(nn.Module):
     Layers after the last map are left out, but for one that RoIs go through.
 
     Args:
-        body: the layers in order.
+        body: the layers in order; one may give a list of maps, which are all handed out.
         pixels: what their weights expect of images.
         outputs: names of the layers whose outputs are handed out, in order.
         roi_layer: the name of a layer that is applied to pooled RoIs (C4), or None.
         trainable_stages: how many stages, counted from the last, are trained. The others keep
             their weights and their batch-norm statistics.
         channels_last: whether the layers' maps are (B, H, W, C).
-        stages: names of the layers of each stage; None makes one of all layers whose maps have
-            one stride.
+        stages: names of each stage's parts in `body`; None makes one of all layers whose maps
+            have one stride.
 
     Raises:
-        ValueError: `trainable_stages` is out of range, or there is no such layer.
+        ValueError: `trainable_stages` is out of range, there is no such layer, or a map has no
+            whole stride.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
                 f"backbone.trainable_stages={trainable_stages} is not between 0 and {len(stages)}"
             )
         frozen = stages[: len(stages) - trainable_stages]
-        kept = [name for name, _ in self.body.named_children()]
+        kept = [name for name, _ in self.body.named_modules()]
         self._frozen_layers = [name for stage in frozen for name in stage if name in kept]
         for name in self._frozen_layers:
             self.body.get_submodule(name).requires_grad_(False)
@@ -101,14 +101,14 @@ class Backbone(nn.Module):
         was_training, side = self.training, 64
         self.eval()
         stages: dict[int, list[str]] = {}
-        features = torch.zeros(1, 3, side, side)
+        features = torch.zeros(1, 3, side, side + 32)
         for name in self._chain:
             features = self.body.get_submodule(name)(features)
-            map_ = self._handed_out(features)
-            stages.setdefault(side // map_.shape[2], []).append(name)
+            maps = self._handed_out(features)
+            stages.setdefault(side // maps[-1].shape[2], []).append(name)
             if name in self._outputs:
-                self.out_channels.append(map_.shape[1])
-                self.strides.append(side // map_.shape[2])
+                self.out_channels += [map_.shape[1] for map_ in maps]
+                self.strides += [_whole_stride(name, side, map_.shape[2]) for map_ in maps]
         if roi_layer is not None:
             layer = self.body.get_submodule(roi_layer)
             pooled = layer(features)
@@ -117,8 +117,9 @@ class Backbone(nn.Module):
         self.train(was_training)
         return list(stages.values())
 
-    def _handed_out(self, features: Tensor) -> Tensor:
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
+    def _handed_out(self, features: Tensor | list[Tensor]) -> list[Tensor]:
+        maps = features if isinstance(features, list) else [features]
+        return [map_.permute(0, 3, 1, 2) for map_ in maps] if self.channels_last else maps
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
@@ -131,7 +132,7 @@ class Backbone(nn.Module):
             else:
                 features = layer(features)
             if names[-1] in self._outputs:
-                maps.append(self._handed_out(features))
+                maps += self._handed_out(features)
         return maps
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -140,6 +141,15 @@ class Backbone(nn.Module):
         for name in getattr(self, "_frozen_layers", []):
             self.body.get_submodule(name).eval()
         return self
+
+
+def _whole_stride(name: str, side: int, cells: int) -> int:
+    if side % cells:
+        raise ValueError(
+            f"the backbone's layer {name} makes {cells} cells of {side} pixels, which is no whole "
+            "stride: take a network that halves its maps"
+        )
+    return side // cells
 
 
 def torchvision_features(
@@ -187,7 +197,7 @@ def torchvision_features(
             f"features ({error}); networks without batch norm want backbone.norm=null"
         ) from error
     if weights is not None:
-        load_backbone(body, weights, architecture=name)
+        load_backbone(body, weights, architecture=name, pixels=pixels)
     return Backbone(
         body=body,
         pixels=pixels,
@@ -206,71 +216,35 @@ def timm(
     trainable_stages: int,
     weights: str | None,
 ) -> Backbone:
-    """Any of timm's networks that can give features only; `pip install "timm>=1.0"`.
+    """One of timm's networks that give their maps layer by layer; `pip install "timm>=1.0.22"`.
 
     Args:
-        name: timm's, such as `resnet50` or `convnext_tiny.fb_in22k`.
+        name: timm's, such as `resnet50` or `convnext_tiny.fb_in22k`; no address and no folder,
+            since a checkpoint says it too.
         pixels: what the weights expect of images.
         out_indices: which of its feature maps are handed out.
         trainable_stages: counted from the last; a stage is all layers of one stride.
         weights: `pretrained` for timm's own, a file of its whole network, or null.
 
     Raises:
-        ValueError: timm is not installed or has no such network, it is no chain of layers, or the
-            weights do not load, do not fit or expect other pixels.
+        ValueError: timm is not installed or has no such network, it gives no maps layer by layer
+            or takes images of one size, or the weights do not load, do not fit or expect other
+            pixels.
     """
-    net = _timm_network(name, out_indices=list(out_indices), weights=weights)
-    if weights == "pretrained":
-        _require_pixels(name, pixels, net)
-    return Backbone(
-        body=nn.Sequential(OrderedDict(net.items())),
-        pixels=pixels,
-        outputs=list(net.return_layers),
-        roi_layer=None,
-        trainable_stages=trainable_stages,
-        channels_last=net.output_fmt == "NHWC",
-    )
-
-
-def _require_pixels(name: str, pixels: Pixels, net: Any) -> None:
-    """Compare what timm says of a network's own weights."""
-    wanted = {
-        key: [round(255 * value, 3) for value in net.pretrained_cfg[key]] for key in ("mean", "std")
-    }
-    given = {"mean": pixels.mean, "std": pixels.std}
-    if any(
-        abs(a - b) > 0.5 for key in wanted for a, b in zip(given[key], wanted[key], strict=True)
-    ):
-        raise ValueError(
-            f"backbone.name={name}: its weights were trained with backbone.pixels.mean="
-            f"{wanted['mean']} backbone.pixels.std={wanted['std']}, set these"
+    chain = timm_chain(name, pixels=pixels, out_indices=list(out_indices), weights=weights)
+    try:
+        return Backbone(
+            body=chain.body,
+            pixels=pixels,
+            outputs=chain.outputs,
+            roi_layer=None,
+            trainable_stages=trainable_stages,
+            channels_last=chain.channels_last,
+            stages=chain.stages,
         )
-
-
-def _timm_network(name: str, *, out_indices: list[int], weights: str | None) -> Any:
-    """A network of timm's that gives feature maps; arguments and errors as for `timm`."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError('backbone=timm needs timm: pip install "timm>=1.0"') from error
-    options: dict[str, Any] = {"pretrained": weights is not None}
-    if weights not in (None, "pretrained"):
-        state = read_weights(str(weights), key="backbone.weights")
-        options["pretrained_cfg_overlay"] = {"state_dict": state.get("state_dict", state)}
-    options |= {"features_only": True, "out_indices": out_indices}
-    try:
-        try:  # transformers with windows take images of any size only if they are told
-            net = timm.create_model(name, strict_img_size=False, **options)
-        except TypeError:
-            net = timm.create_model(name, **options)
-    except Exception as error:  # timm lets through what its hub, its files and its networks raise
+    except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"backbone.name={name} backbone.out_indices={out_indices} backbone.weights={weights}: "
-            f"timm cannot make it: {str(error).splitlines()[0] if str(error) else error!r}"
+            f"backbone.name={name} cannot take an image of 64 x 96 pixels "
+            f"({str(error).splitlines()[0]}): take a network for images of any size, such as "
+            "resnet50, convnext_tiny or swin_tiny_patch4_window7_224"
         ) from error
-    if not isinstance(net, nn.ModuleDict):
-        raise ValueError(
-            f"backbone.name={name} is no chain of layers in timm ({type(net).__name__}), its maps "
-            "cannot be handed out: take a convolutional or a hierarchical network"
-        )
-    return net

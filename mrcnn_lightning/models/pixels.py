@@ -32,6 +32,22 @@ class Pixels:
         self.std = std
         self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
+    def difference(self, *, mean: Sequence[float], std: Sequence[float]) -> str:
+        """What to set for weights that were trained with these; "" if they are these.
+
+        Args:
+            mean: of R, G and B in 0..1, as torchvision and timm say it.
+            std: likewise.
+        """
+        wanted = [[round(255 * value, 3) for value in values] for values in (mean, std)]
+        pairs = zip([*self.mean, *self.std], [*wanted[0], *wanted[1]], strict=True)
+        if self.channel_order == "RGB" and all(abs(a - b) <= 0.5 for a, b in pairs):
+            return ""
+        return (
+            f"backbone.pixels.mean={wanted[0]} backbone.pixels.std={wanted[1]} "
+            "backbone.pixels.channel_order=RGB"
+        )
+
     def normalize(self, images: Tensor, *, dtype: torch.dtype) -> Tensor:
         """Images (B, 3, H, W) in RGB and 0..255 as the backbone wants them, in a `dtype`."""
         mean, std = self._constants(images.device, dtype)

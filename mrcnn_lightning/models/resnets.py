@@ -207,7 +207,8 @@ def resnet(
             if biased:
                 layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
     if weights is not None:
-        load_backbone(body, weights, architecture=_architecture(depth, groups, width_per_group))
+        architecture = _architecture(depth, groups, width_per_group)
+        load_backbone(body, weights, architecture=architecture, pixels=pixels)
     return Backbone(
         body=body,
         pixels=pixels,

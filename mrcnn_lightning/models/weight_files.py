@@ -126,6 +126,23 @@ def read_weights(weights: str, *, key: str, architecture: str | None = None) -> 
     return read_file(weights)
 
 
+def published_entry(weights: str, architecture: str) -> WeightsEnum | None:
+    """Torchvision's entry of weights that are called as it calls them, or as their file there."""
+    try:
+        known = torchvision.models.get_model_weights(architecture)
+    except ValueError:  # a network of our own
+        return None
+    file = weights.partition("#")[0].rpartition("/")[2]
+    return next(
+        (
+            entry
+            for entry in known
+            if weights in (entry.name, repr(entry)) or file == entry.url.rpartition("/")[2]
+        ),
+        None,
+    )
+
+
 def _published(entry: WeightsEnum, key: str, weights: str) -> dict[str, Tensor]:
     try:
         return dict(entry.get_state_dict(progress=False, check_hash=True))

@@ -17,7 +17,13 @@ from torchvision.ops import FrozenBatchNorm2d
 from mrcnn_lightning.models import weight_names as names
 from mrcnn_lightning.models.box_head import BoxBranch
 from mrcnn_lightning.models.mask_head import MaskHead
-from mrcnn_lightning.models.weight_files import SPEC_KEY, read_weights, require_whole
+from mrcnn_lightning.models.pixels import Pixels
+from mrcnn_lightning.models.weight_files import (
+    SPEC_KEY,
+    published_entry,
+    read_weights,
+    require_whole,
+)
 
 if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
@@ -28,6 +34,13 @@ log = logging.getLogger(__name__)
 _CLASSIFIER_KEYS = re.compile(r"(fc|classifier|head|norm|avgpool)\.")
 # torchvision's detectors that were trained with a batch-norm epsilon of 0.
 _ZERO_EPS = re.compile(r"(Mask|Faster)RCNN_ResNet50_FPN_Weights\.\w+")
+# Mean and deviation that all of torchvision's detectors have.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Where training programs keep weights, the averaged ones first: torchvision's and timm's scripts,
+# Lightning, Detectron2, Detectron of before.
+_PLACES = ("state_dict_ema", "model_ema", "state_dict", "model", "blobs")
+# What DDP, torch.compile and Lightning's modules put before each name.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass
@@ -100,10 +113,20 @@ def require_finite(state: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def _load_strictly(
+def load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], report: LoadReport, unknown: Sequence[str] = ()
 ) -> None:
-    """Load all of `state`; only parameters that the report has as replaced may be missing."""
+    """Load all of `state`; only parameters that the report has as replaced may be missing.
+
+    Args:
+        module: whose state it is.
+        state: by the module's names.
+        report: is completed and logged.
+        unknown: names in the file that have no place and no excuse.
+
+    Raises:
+        ValueError: something does not fit, or is not finite.
+    """
     own = module.state_dict()
     unexplained = {key: torch.empty(0) for key in unknown}
     problems = differences(own, {**state, **unexplained}, fresh=report.replaced)
@@ -115,30 +138,48 @@ def _load_strictly(
     report.log()
 
 
-def _state_in(content: dict[str, Any]) -> dict[str, Any]:
-    """The weights in a file that has more: Detectron2's, or Detectron's of before."""
-    return next(
-        (content[key] for key in ("model", "blobs") if _is_named(content.get(key))), content
-    )
+def unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """The weights in what a training program wrote, under the network's own names."""
+    state = next((content[key] for key in _PLACES if _is_named(content.get(key))), content)
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
+    while state:
+        prefix = next(
+            (each for each in _PREFIXES if all(key.startswith(each) for key in state)), ""
+        )
+        if not prefix:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _is_named(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(key, str) for key in entry)
 
 
-def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadReport:
+def load_backbone(
+    body: nn.Module, weights: str, *, architecture: str, pixels: Pixels
+) -> LoadReport:
     """Load the layers of a classifier.
 
     Args:
         body: the layers, under torchvision's names (less a common `features.`).
         weights: see `read_weights`; torchvision's, or Detectron2's of a ResNet.
         architecture: torchvision's name of the network.
+        pixels: what the backbone gets of images.
 
     Raises:
-        ValueError: the weights cannot be had, or do not fit.
+        ValueError: the weights cannot be had, do not fit, or are known to expect other pixels.
     """
-    content = read_weights(weights, key="backbone.weights", architecture=architecture)
-    content = _state_in(content)
+    entry = published_entry(weights, architecture)
+    if entry is not None:
+        preset = entry.transforms()
+        different = pixels.difference(mean=preset.mean, std=preset.std)
+        if different:
+            raise ValueError(
+                f"backbone.weights={weights} are torchvision's {entry!r}, which were trained with "
+                f"{different}: set these"
+            )
+    content = unwrapped(read_weights(weights, key="backbone.weights", architecture=architecture))
     report = LoadReport(f"backbone.weights={weights}")
     if "conv1_w" in content or any(".conv1.norm." in key for key in content):
         rules = names.CAFFE2_BACKBONE if "conv1_w" in content else names.DETECTRON2_BACKBONE
@@ -153,7 +194,7 @@ def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadRe
                 report.left_over.append(key)
             else:
                 state[key.removeprefix("features.")] = value
-    _load_strictly(body, state, report, unknown)
+    load_strictly(body, state, report, unknown)
     return report
 
 
@@ -167,7 +208,8 @@ def read_vgg_classifier(weights: str, own: Mapping[str, Tensor]) -> dict[str, Te
     Raises:
         ValueError: the weights cannot be had, or do not fit.
     """
-    content = read_weights(weights, key="model.box_head.trunk.weights", architecture="vgg16")
+    key = "model.box_head.trunk.weights"
+    content = unwrapped(read_weights(weights, key=key, architecture="vgg16"))
     places = {"fc1": "classifier.0", "fc2": "classifier.3"}
     state = {
         f"{ours}.{kind}": content[f"{theirs}.{kind}"]
@@ -203,8 +245,8 @@ def load_detector(detector: "Detector", weights: str) -> LoadReport:
     content = read_weights(weights, key="weights")
     report = LoadReport(f"weights={weights}")
     state, class_names, unknown = _translated(content, detector, report)
-    if "rpn.head.cls_logits.weight" in content:
-        _look_at_eps(detector, weights)
+    if re.fullmatch(r"\w+_Weights\.\w+", weights):
+        _look_at_published(detector, weights)
     if class_names is None:
         class_names = _cocos_names(state, detector.class_names, weights)
     if class_names is None and _num_classes(state) == len(detector.class_names):
@@ -214,7 +256,7 @@ def load_detector(detector: "Detector", weights: str) -> LoadReport:
             len(detector.class_names),
         )
     report.replaced = _fit_classes(state, class_names, detector)
-    _load_strictly(detector, state, report, unknown)
+    load_strictly(detector, state, report, unknown)
     return report
 
 
@@ -231,7 +273,7 @@ def _translated(
             if key.startswith(prefix)
         }
         return state, content[SPEC_KEY]["class_names"], []
-    content = _state_in(content)
+    content = unwrapped(content)
     if any(key.startswith("proposal_generator.rpn_head.") for key in content):
         state, report.left_over, unknown = names.translate(content, names.DETECTRON2)
         names.background_first(state)
@@ -265,12 +307,15 @@ def _cocos_names(
     return None if is_own else coco
 
 
-def _look_at_eps(detector: "Detector", weights: str) -> None:
-    """Refuse torchvision's first published detectors without their batch-norm epsilon of 0.
+def _look_at_published(detector: "Detector", weights: str) -> None:
+    """Refuse torchvision's detectors under other circumstances than they were trained in.
 
     Raises:
-        ValueError: these are such, and the backbone has another.
+        ValueError: the backbone gets other pixels, or has another batch-norm epsilon.
     """
+    different = detector.backbone.pixels.difference(mean=_IMAGENET[0], std=_IMAGENET[1])
+    if different:
+        raise ValueError(f"weights={weights} was trained with {different}: set these")
     norms = (FrozenBatchNorm2d, nn.BatchNorm2d)
     eps = {layer.eps for layer in detector.backbone.modules() if isinstance(layer, norms)}
     if _ZERO_EPS.fullmatch(weights) and eps - {0.0}:

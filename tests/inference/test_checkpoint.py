@@ -1,3 +1,4 @@
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,77 @@ def test_files_that_are_no_checkpoints(checkpoint: Path, tmp_path: Path) -> None
         load_checkpoint(tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no such file"):
         load_checkpoint(tmp_path / "missing.ckpt")
+
+
+def _damaged(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a checkpoint whose description has another value, or lacks one, at a dotted key."""
+    spec = copy.deepcopy(content["mrcnn_lightning"])
+    part, names = spec, key.split(".")
+    for name in names[:-1]:
+        part = part[name]
+    if key == "resize":
+        part[key] = part[key] | value
+    elif value is MISSING:
+        del part[names[-1]]
+    else:
+        part[names[-1]] = value
+    return content | {"mrcnn_lightning": spec}
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("category_ids", MISSING, "did not write category_ids"),
+        ("category_ids", [3, 7], "is damaged: it has 3 classes and 2 category ids"),
+        ("category_ids", [3, 3, 7], "is damaged: it has 3 classes and 2 category ids"),
+        ("category_ids", ["3", 7, 12], "is damaged: its category ids are no whole numbers"),
+        ("category_ids", [3, 7, 2**70], "is damaged: its category ids are no whole numbers"),
+        ("class_names", ["disc", "box"], "is damaged: it has 2 classes and 3 category ids"),
+        ("show_score", "high", "show_score=high is no number from 0 to 1"),
+        ("show_score", float("nan"), "show_score=nan is no number from 0 to 1"),
+        ("model.backbone.width", 10**9, "the checkpoint has 1000000000, which no model has"),
+        ("model.backbone.width", 10**6, "does not fit the model that it describes: its weights"),
+        ("model.backbone.width", "x", "does not fit the model that it describes: "),
+        ("model.box_head.trunk.hidden", 10**6, "does not fit .* of another shape"),
+        ("model.mask_head.trunk.num", 10**6, "does not fit .*: it has more than 1.* tensors"),
+        ("model.rpn", {}, "does not fit the model that it describes: "),
+        ("model.neck", None, "does not fit the model that it describes: "),
+        ("resize", {"min_size": 10**5, "max_size": 10**5}, "pixels would become one of 100000 x"),
+        ("resize.min_size", "x", "does not fit the model that it describes: "),
+        ("canvas.multiple", 10**6, "would become one of 1000000 x 1000000"),
+        ("canvas", 3, "does not fit the model that it describes: "),
+    ],
+)
+def test_damaged_descriptions_are_one_sentence(
+    checkpoint: Path, tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    torch.save(_damaged(content, key, value), tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(tmp_path / "odd.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:evil/net", "local-dir:/etc", "hf_hub:a/b", "../a", ["a"]])
+def test_timms_names_in_a_checkpoint_are_plain(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    asked: list[Any] = []
+    monkeypatch.setattr(timm, "create_model", lambda *given, **_: asked.append(given))
+    backbone = {
+        "_target_": "mrcnn_lightning.models.backbones.timm",
+        "name": name,
+        "out_indices": [1, 2, 3, 4],
+        "trainable_stages": 3,
+        "weights": None,
+    }
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    backbone["pixels"] = content["mrcnn_lightning"]["model"]["backbone"]["pixels"]
+    torch.save(_damaged(content, "model.backbone", backbone), tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="evil.ckpt .* is no plain name of timm's"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+    assert not asked

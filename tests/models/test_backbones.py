@@ -189,6 +189,201 @@ def test_timms_own_weights_want_their_own_pixels(monkeypatch: pytest.MonkeyPatch
         timm_backbone(name="resnetv2_50x1_bit", pixels=PIXELS, **backbone)  # type: ignore[arg-type]
 
 
+TIMMS_OWN_WRAPPERS = {  # stem, first stage that is trained, for trainable_stages=2
+    "efficientnet_lite0": ("conv_stem", "blocks_3"),
+    "mobilenetv3_small_050": ("conv_stem", "blocks_2"),
+    "mobilenetv4_conv_small_050": ("conv_stem", "blocks_2"),
+    "hrnet_w18_small": ("branches.conv1", "branches.transition2"),
+}
+
+
+@pytest.mark.parametrize("name", TIMMS_OWN_WRAPPERS)
+def test_networks_that_timm_wraps_itself(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    torch.manual_seed(0)
+    whole = timm.create_model(name, num_classes=7)
+    shake(whole)
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    peer = timm.create_model(name, features_only=True, out_indices=[1, 2, 3, 4]).double().eval()
+    shared = {key: whole.state_dict()[key] for key in peer.state_dict() if "classifier" not in key}
+    peer.load_state_dict(shared, strict=False)
+    backbone = timm_backbone(
+        name=name,
+        pixels=PIXELS,
+        out_indices=[1, 2, 3, 4],
+        trainable_stages=2,
+        weights=str(tmp_path / "weights.pth"),
+    ).double()
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    image = image.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone.eval()(image), peer(image), strict=True):
+            assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+    assert backbone.strides == peer.feature_info.reduction() == [4, 8, 16, 32]
+    assert backbone.out_channels == peer.feature_info.channels()
+
+    stem, first = TIMMS_OWN_WRAPPERS[name]
+    fixed = backbone.body.get_submodule(stem)
+    assert not any(parameter.requires_grad for parameter in fixed.parameters())
+    learns = backbone.body.get_submodule(first)
+    assert all(parameter.requires_grad for parameter in learns.parameters())
+    before = {key: value.clone() for key, value in backbone.named_buffers()}
+    sum(map_.sum() for map_ in backbone.train()(torch.cat([image, image + 1]))).backward()
+    trained = {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
+    for key, parameter in backbone.named_parameters():  # DDP waits for each one's gradient
+        assert (parameter.grad is not None) == (key in trained), key
+    for key, value in backbone.named_buffers():  # the frozen stages' statistics stay
+        if key.endswith("running_mean"):
+            moved = f"{key.removesuffix('running_mean')}weight" in trained
+            assert torch.equal(value, before[key]) != moved, key
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224", "does not give its maps layer by layer"),
+        ("vit_small_patch14_dinov2", "does not give its maps layer by layer"),
+        ("hiera_tiny_224", "does not give its maps layer by layer"),
+        ("xception41", "does not give its maps layer by layer"),
+        ("maxvit_pico_rw_256", r"cannot take an image of 64 x 96 .*divisible by window"),
+        ("coatnet_nano_rw_224", "cannot take an image of 64 x 96 pixels"),
+        ("sequencer2d_s", "9 cells of 64 pixels, which is no whole stride"),
+    ],
+)
+def test_timms_networks_that_are_no_backbones(name: str, message: str) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    # CoAtNet's first stages are convolutions, which take any image.
+    indices = [0, 1, 2, 3] if name.startswith("coatnet") else [0, 1, 2]
+    with pytest.raises(ValueError, match=message) as caught, torch.device("meta"):
+        timm_backbone(
+            name=name, pixels=PIXELS, out_indices=indices, trainable_stages=1, weights=None
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_hrnets_maps_come_together_and_names_are_plain() -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    given = {"pixels": PIXELS, "trainable_stages": 3, "weights": None}
+    with pytest.raises(ValueError, match=r"set backbone.out_indices=\[1,2,3,4\]"):
+        timm_backbone(name="hrnet_w18_small", out_indices=[1, 2], **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="hf-hub:timm/resnet18 is no plain name .*weights=FILE"):
+        timm_backbone(name="hf-hub:timm/resnet18", out_indices=[1], **given)  # type: ignore[arg-type]
+
+
+def wrappings(state: dict[str, Tensor]) -> dict[str, dict[str, object]]:
+    """What training programs make of a network's weights."""
+    in_ddp = {f"module.{key}": value for key, value in state.items()}
+    older = {key: torch.zeros_like(value) for key, value in state.items()}
+    return {
+        "plain": dict(state),
+        "DDP": dict(in_ddp),
+        "torchvision's scripts": {"model": state, "optimizer": {"lr": 1}, "epoch": 3},
+        "torchvision's averaged": {
+            "model": older,
+            "model_ema": in_ddp | {"n_averaged": torch.tensor(5)},
+        },
+        "timm's scripts": {"epoch": 3, "arch": "x", "state_dict": older, "state_dict_ema": state},
+        "Lightning's": {"state_dict": {f"model._orig_mod.{key}": state[key] for key in state}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_files_of_training_programs_are_unwrapped_and_others_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    path = tmp_path / "weights.pth"
+
+    def load() -> Backbone:
+        if kind == "torchvision":
+            return build(18, weights=str(path))
+        return timm_backbone(
+            name="resnet18",
+            pixels=PIXELS,
+            out_indices=[1, 2, 3, 4],
+            trainable_stages=3,
+            weights=str(path),
+        )
+
+    state = torchvision.models.resnet18().state_dict()  # timm's has the same names
+    for kind_of_file, content in wrappings(state).items():
+        torch.save(content, path)
+        for key, value in load().body.state_dict().items():
+            assert torch.equal(value, state[key]), kind_of_file
+    smaller = {key: state[key] for key in list(state)[:50]}
+    others = timm.create_model("convnext_atto").state_dict()
+    nonsense = {"a": torch.zeros(3), "b": torch.ones(2)}
+    for content in (others, nonsense, smaller, {}, state | nonsense):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"backbone.weights=.* is not of this arch") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+
+
+def test_timms_authors_files_and_wrong_ones(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    path = tmp_path / "weights.pth"
+    given = {"pixels": PIXELS, "out_indices": [0, 1, 2, 3], "trainable_stages": 1}
+    given |= {"name": "convnext_atto", "weights": str(path)}
+    state = timm.create_model("convnext_atto").state_dict()
+    authors = {}
+    for key, value in state.items():  # Meta's names
+        for timms, theirs in [
+            ("stem.", "downsample_layers.0."),
+            *((f"stages.{i}.downsample.", f"downsample_layers.{i}.") for i in (1, 2, 3)),
+            (".blocks.", "."),
+            ("head.norm.", "norm."),
+            ("head.fc.", "head."),
+            ("conv_dw", "dwconv"),
+            ("mlp.fc", "pwconv"),
+        ]:
+            key = key.replace(timms, theirs)
+        authors[key] = value
+    torch.save({"model": authors}, path)
+    body = timm_backbone(**given).body.state_dict()  # type: ignore[arg-type]
+    key = "stages_2.blocks.1.conv_dw.weight"
+    assert torch.equal(body[key], state[key.replace("stages_", "stages.")])
+    for content in (timm.create_model("resnet18").state_dict(), {"a": "x"}, {"a": torch.zeros(1)}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"backbone.weights=.* is not of this architecture"):
+            timm_backbone(**given)  # type: ignore[arg-type]
+
+
+def test_files_want_the_pixels_that_their_names_tell(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("efficientnet_es").state_dict(), path)
+    odd = Pixels(channel_order="RGB", mean=[127.5] * 3, std=[127.5] * 3)
+    given = {"out_indices": [1, 2, 3, 4], "trainable_stages": 3, "weights": str(path)}
+    with pytest.raises(ValueError, match=r"efficientnet_es.ra_in1k: .*trained with .*\[123.675, "):
+        timm_backbone(name="efficientnet_es.ra_in1k", pixels=odd, **given)  # type: ignore[arg-type]
+    timm_backbone(name="efficientnet_es.ra_in1k", pixels=PIXELS, **given)  # type: ignore[arg-type]
+    assert not caplog.text
+    timm_backbone(name="efficientnet_es", pixels=odd, **given)  # type: ignore[arg-type]
+    assert "if the file has these, set these" in caplog.text
+
+    # torchvision's file by its own name, and a network whose weights differ in what they expect.
+    published = tmp_path / "resnet18-f37072fd.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), published)
+    build(18, weights=str(published))
+    bgr = Pixels(channel_order="BGR", mean=PIXELS.mean, std=PIXELS.std)
+    for wrong in (odd, bgr):
+        with pytest.raises(ValueError, match=r"ResNet18_Weights.IMAGENET1K_V1, .*=\[123.675, "):
+            build(18, weights=str(published), pixels=wrong)
+    with pytest.raises(ValueError, match=r"VGG16_Weights.IMAGENET1K_FEATURES, .*std=\[1.0, 1.0"):
+        torchvision_features(
+            name="vgg16",
+            pixels=PIXELS,
+            norm=None,
+            norm_eps=None,
+            outputs=[30],
+            trainable_stages=3,
+            weights="IMAGENET1K_FEATURES",
+        )
+
+
 def test_forms_of_a_resnet() -> None:
     image = torch.randn(1, 3, 64, 96)
     caffe, tensorflow = build(50, form="caffe"), build(50, form="tensorflow")
