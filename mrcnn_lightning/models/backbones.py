@@ -15,7 +15,7 @@ from mrcnn_lightning.models.norms import conv_norm, norm_layer
 from mrcnn_lightning.models.pixels import Pixels
 from mrcnn_lightning.models.poolers import RoIStage
 from mrcnn_lightning.models.timm_networks import timm_chain
-from mrcnn_lightning.models.weights import load_backbone
+from mrcnn_lightning.models.weights import load_backbone, require_their_pixels
 
 
 class Backbone(nn.Module):
@@ -197,7 +197,8 @@ def torchvision_features(
             f"features ({error}); networks without batch norm want backbone.norm=null"
         ) from error
     if weights is not None:
-        load_backbone(body, weights, architecture=name, pixels=pixels)
+        require_their_pixels(weights, architecture=name, pixels=pixels)
+        load_backbone(body, weights, architecture=name)
     return Backbone(
         body=body,
         pixels=pixels,

@@ -15,7 +15,7 @@ from torchvision.models import resnet as torchvision_resnet
 from mrcnn_lightning.models.backbones import Backbone
 from mrcnn_lightning.models.norms import NormLayer, conv_norm, norm_layer
 from mrcnn_lightning.models.pixels import Pixels
-from mrcnn_lightning.models.weights import load_backbone
+from mrcnn_lightning.models.weights import load_backbone, require_their_pixels
 
 Form = Literal["torchvision", "caffe", "tensorflow"]
 
@@ -208,7 +208,8 @@ def resnet(
                 layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
     if weights is not None:
         architecture = _architecture(depth, groups, width_per_group)
-        load_backbone(body, weights, architecture=architecture, pixels=pixels)
+        require_their_pixels(weights, architecture=architecture, pixels=pixels)
+        load_backbone(body, weights, architecture=architecture)
     return Backbone(
         body=body,
         pixels=pixels,

@@ -156,29 +156,35 @@ def _is_named(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(key, str) for key in entry)
 
 
-def load_backbone(
-    body: nn.Module, weights: str, *, architecture: str, pixels: Pixels
-) -> LoadReport:
+def require_their_pixels(weights: str, *, architecture: str, pixels: Pixels) -> None:
+    """Look whether a backbone gets what its weights expect, where their name says that.
+
+    Raises:
+        ValueError: it gets something else.
+    """
+    entry = published_entry(weights, architecture)
+    if entry is None:
+        return
+    preset = entry.transforms()
+    different = pixels.difference(mean=preset.mean, std=preset.std)
+    if different:
+        raise ValueError(
+            f"backbone.weights={weights} are torchvision's {entry!r}, which were trained with "
+            f"{different}: set these"
+        )
+
+
+def load_backbone(body: nn.Module, weights: str, *, architecture: str) -> LoadReport:
     """Load the layers of a classifier.
 
     Args:
         body: the layers, under torchvision's names (less a common `features.`).
         weights: see `read_weights`; torchvision's, or Detectron2's of a ResNet.
         architecture: torchvision's name of the network.
-        pixels: what the backbone gets of images.
 
     Raises:
-        ValueError: the weights cannot be had, do not fit, or are known to expect other pixels.
+        ValueError: the weights cannot be had, or do not fit.
     """
-    entry = published_entry(weights, architecture)
-    if entry is not None:
-        preset = entry.transforms()
-        different = pixels.difference(mean=preset.mean, std=preset.std)
-        if different:
-            raise ValueError(
-                f"backbone.weights={weights} are torchvision's {entry!r}, which were trained with "
-                f"{different}: set these"
-            )
     content = unwrapped(read_weights(weights, key="backbone.weights", architecture=architecture))
     report = LoadReport(f"backbone.weights={weights}")
     if "conv1_w" in content or any(".conv1.norm." in key for key in content):
