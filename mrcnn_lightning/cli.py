@@ -1,38 +1,34 @@
 """The `mrcnn` command."""
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import hydra
+import torch
 import typer
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
-from mrcnn_lightning import run
+from mrcnn_lightning import __version__, run
 from mrcnn_lightning.data.download import download_coco as download
 from mrcnn_lightning.errors import USER_ERRORS, sentence
 from mrcnn_lightning.inference.checkpoint import load_checkpoint
-from mrcnn_lightning.inference.predictor import Prediction, Predictor
+from mrcnn_lightning.inference.findings import Findings, find_photos, make_folder
+from mrcnn_lightning.inference.predictor import Predictor
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.ops.masks import decode_masks
-from mrcnn_lightning.ops.results import coco_results
 from mrcnn_lightning.summary import render, summarize
-from mrcnn_lightning.visualization import draw, save
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # Everything behind `mrcnn train` is Hydra's, `--help` too.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-def _fail(message: object) -> typer.Exit:
+def _fail(message: object, status: int = 1) -> typer.Exit:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False)
-    return typer.Exit(1)
+    return typer.Exit(status)
 
 
 @app.command(context_settings=_PASSED_ON)
@@ -43,11 +39,29 @@ def train(context: typer.Context) -> None:
     run.main()
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mrcnn_lightning {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and end."),
+    ] = False,
+) -> None:
+    """Mask R-CNN and Faster R-CNN: train, predict, look at models."""
+
+
 @app.command()
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of this project.")],
     photos: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.", file_okay=False)],
+    recursive: Annotated[bool, typer.Option(help="Search the folders in folders too.")] = False,
+    pictures: Annotated[bool, typer.Option(help="Draw what was found.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one size at a time.")] = 4,
     min_score: Annotated[
         float | None,
@@ -61,38 +75,32 @@ def predict(
 ) -> None:
     """Find objects in photos: OUT/predictions.json in COCO's format, and a picture of each."""
     try:
-        files = list(_files(photos))
+        if min_score is not None and not 0 <= min_score <= 1:
+            raise ValueError(f"--min-score {min_score} is not between 0 and 1")
+        files, num_skipped = find_photos(photos, recursive=recursive)
+        make_folder(out, files)
         predictor = Predictor.from_checkpoint(
             checkpoint, device=device, precision=precision, compiled=compiled
         )
     except (*USER_ERRORS, HydraException) as error:
         raise _fail(sentence(error)) from error
-    shown_score = predictor.show_score if min_score is None else min_score
-    out.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    failed: list[Prediction] = []
-    names: set[str] = set()
+    if num_skipped:
+        print(f"{num_skipped} files in folders are no images by their names: not looked at")
+    found = Findings(predictor, files, out=out, min_score=min_score, has_pictures=pictures)
     stream = predictor.stream(files, batch_size=batch_size)
     try:
         for prediction in track(stream, total=len(files), description="predict"):
-            if prediction.error is not None:
-                failed.append(prediction)
-                continue
-            name = f"{prediction.path.name}.png"
-            if name in names:
-                name = f"{prediction.number}_{name}"
-            names.add(name)
-            save(_overlay(prediction, predictor.class_names, shown_score), out / name)
-            assert prediction.detections is not None
-            found = coco_results(prediction.detections, predictor.category_ids)
-            results += [result | {"file_name": str(prediction.path)} for result in found]
-    finally:  # what is done is kept when the rest is interrupted
-        results.sort(key=lambda result: result["image_id"])
-        (out / "predictions.json").write_text(json.dumps(results))
-    print(f"{len(files) - len(failed)} images done, {len(results)} objects: {out}")
-    if failed:
-        errors = "\n".join(f"  {prediction.error}" for prediction in failed)
-        raise _fail(f"{len(failed)} of {len(files)} files could not be read:\n{errors}")
+            found.add(prediction)
+    except KeyboardInterrupt:
+        raise _fail(f"interrupted: {found.write()}", status=130) from None
+    except OSError as error:
+        raise _fail(f"{error}: {found.write()}") from error
+    except torch.OutOfMemoryError as error:
+        raise _fail(f"out of memory, give a lower --batch-size: {found.write()}") from error
+    print(found.write())
+    if found.errors:
+        errors = "\n".join(f"  {error}" for error in found.errors)
+        raise _fail(f"{len(found.errors)} of {len(files)} files could not be read:\n{errors}")
 
 
 @app.command()
@@ -153,31 +161,3 @@ def _is_file(word: str) -> bool:
         return Path(word).is_file()
     except OSError:  # an override may be longer than a file's name
         return False
-
-
-def _files(photos: list[Path]) -> Iterator[Path]:
-    for photo in photos:
-        if photo.is_dir():
-            yield from sorted(file for file in photo.iterdir() if file.is_file())
-        elif photo.exists():
-            yield photo
-        else:
-            raise ValueError(f"no such file or folder: {photo}")
-
-
-def _overlay(prediction: Prediction, class_names: list[str], min_score: float) -> Tensor:
-    assert prediction.image is not None and prediction.detections is not None
-    found = prediction.detections
-    shown = found.scores >= min_score
-    masks = None
-    if found.rles is not None:
-        wanted = [rle for rle, is_shown in zip(found.rles, shown.tolist(), strict=True) if is_shown]
-        masks = decode_masks(wanted, found.size)
-    return draw(
-        prediction.image,
-        boxes=found.boxes[shown],
-        labels=found.labels[shown],
-        class_names=class_names,
-        scores=found.scores[shown],
-        masks=masks,
-    )

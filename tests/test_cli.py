@@ -1,4 +1,5 @@
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from mrcnn_lightning import __version__
 from mrcnn_lightning.cli import app
+from mrcnn_lightning.inference import findings
+from mrcnn_lightning.inference.findings import find_photos, make_folder
 
 
 @pytest.fixture
@@ -30,6 +34,7 @@ def photos(shapes_root: Path, tmp_path: Path) -> Path:
     whole = (folder / "good.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (folder / "notes.txt").write_text("not a picture")
+    (folder / ".DS_Store").write_bytes(b"Bud1")
     return folder
 
 
@@ -41,8 +46,8 @@ def test_predict_does_the_good_ones_and_names_the_bad(
     result = CliRunner().invoke(app, [*arguments, "--min-score", "0.1"])
     assert result.exit_code == 1
     assert "4 images done" in result.stdout
-    assert "2 of 6 files could not be read" in result.stderr
-    assert "truncated.jpg" in result.stderr and "notes.txt" in result.stderr
+    assert "1 of 5 files could not be read" in result.stderr and "truncated.jpg" in result.stderr
+    assert "2 files in folders are no images by their names" in result.stdout
     names = {"good.jpg.png", "grey.png.png", "rgba.png.png", "rotated.jpg.png", "predictions.json"}
     assert {path.name for path in out.iterdir()} == names
 
@@ -71,22 +76,87 @@ def test_predict_of_good_photos_ends_well(checkpoint: Path, photos: Path, tmp_pa
     twin.mkdir()
     shutil.copy(photos / "good.jpg", twin / "good.jpg")
     files = [str(photos / "good.jpg"), str(twin / "good.jpg"), str(photos / "grey.png")]
-    result = CliRunner().invoke(
-        app, ["predict", str(checkpoint), *files, "--out", str(tmp_path / "out"), "--device", "cpu"]
-    )
+    command = ["predict", str(checkpoint), *files, "--device", "cpu", "--out"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
     assert result.exit_code == 0, result.stderr
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "good.jpg.png",
         "2_good.jpg.png",
         "grey.png.png",
     }
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "bare"), "--no-pictures"])
+    assert result.exit_code == 0, result.stderr
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["predictions.json"]
+    results = [(tmp_path / name / "predictions.json").read_text() for name in ("out", "bare")]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("problem", ["full disk", "ctrl-c"])
+def test_what_was_found_is_kept_when_the_rest_fails(
+    checkpoint: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: str,
+) -> None:
+    def fail(picture: torch.Tensor, path: Path) -> None:
+        raise KeyboardInterrupt if problem == "ctrl-c" else OSError(28, "No space left on device")
+
+    monkeypatch.setattr(findings, "save", fail)
+    command = ["predict", str(checkpoint), str(photos / "good.jpg"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    start = {"full disk": "[Errno 28] No space left on device", "ctrl-c": "interrupted"}[problem]
+    assert result.exit_code == {"full disk": 1, "ctrl-c": 130}[problem]
+    assert result.stderr.startswith(f"error: {start}: 1 images done, ")
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+
+def test_photos_in_folders(photos: Path, tmp_path: Path) -> None:
+    (photos / "more").mkdir()
+    shutil.copy(photos / "good.jpg", photos / "more" / "GOOD.JPG")
+    names = ["good.jpg", "grey.png", "rgba.png", "rotated.jpg", "truncated.jpg"]
+    found, num_skipped = find_photos([photos], recursive=False)
+    assert [file.name for file in found] == names and num_skipped == 2
+    found, num_skipped = find_photos([photos], recursive=True)
+    assert [file.name for file in found] == [*names[:2], "GOOD.JPG", *names[2:]]
+    assert findings._picture_names(found)[2] == "3_GOOD.JPG.png"
+    assert find_photos([photos / "notes.txt"], recursive=False) == ([photos / "notes.txt"], 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no image in .*empty \(0 other files\); --recursive"):
+        find_photos([tmp_path / "empty"], recursive=False)
+
+
+def test_names_of_pictures_never_meet() -> None:
+    photos = [Path(name) for name in ("a/x.jpg", "b/x.jpg", "2_x.jpg", "X.jpg", "y" * 252)]
+    names = findings._picture_names(photos)
+    assert names == ["x.jpg.png", "2_x.jpg.png", "3_2_x.jpg.png", "4_X.jpg.png", "5.png"]
+
+
+def test_results_go_to_a_folder_without_photos(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    for out in (photos, tmp_path / "link", tmp_path):
+        with pytest.raises(ValueError, match=r"--out .* holds .*jpg, which is to be looked at"):
+            make_folder(out, [photos / "good.jpg"])
+    make_folder(photos / "found", [photos / "good.jpg"])
+    with pytest.raises(ValueError, match=r"--out .* cannot be made: .*Not a directory"):
+        make_folder(photos / "notes.txt" / "found" / "out", [])
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"mrcnn_lightning {__version__}\n"
+    assert __version__[0].isdigit()
+    monkeypatch.setattr(sys, "argv", ["mrcnn_lightning", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("mrcnn_lightning", run_name="__main__")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.ckpt", "."], "no such file: nowhere.ckpt"),
+        (["nowhere.ckpt", __file__], "no such file: nowhere.ckpt"),
         (["nowhere.ckpt", "nothing.jpg"], "no such file or folder: nothing.jpg"),
+        (["nowhere.ckpt", ".", "--min-score", "7"], "--min-score 7.0 is not between 0 and 1"),
+        (["nowhere.ckpt", ".", "--min-score", "nan"], "--min-score nan is not between 0 and 1"),
     ],
 )
 def test_predict_without_its_files(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -95,7 +165,7 @@ def test_predict_without_its_files(tmp_path: Path, arguments: list[str], message
 
 
 def test_predict_on_a_device_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ["predict", str(checkpoint), str(tmp_path), "--out", str(tmp_path / "out")]
+    arguments = ["predict", str(checkpoint), __file__, "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*arguments, "--device", "gpu"])
     assert result.exit_code == 1 and "error: device=gpu cannot be used" in result.stderr
     (tmp_path / "file").write_text("")
@@ -145,7 +215,7 @@ def test_info_of_overrides() -> None:
         (["nowhere.ckpt"], "nowhere.ckpt is no file, no experiment (balloon, "),
         (["experiment=nope"], "Could not find 'experiment/nope'; there are balloon, "),
         (["backbone=nope"], "Could not find 'backbone/nope'; there are convnext_base, "),
-        (["backbone.nope=3"], "Could not override 'backbone.nope'."),
+        (["backbone.nope=3"], "backbone.nope is no key: there are pixels, depth, "),
         (["~nope"], "'nope' does not exist"),
         (["backbone.depth=[1"], "no viable alternative at input '[1'"),
         (["model=mask_rcnn,matterport"], "Ambiguous value for argument"),

@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from mrcnn_lightning.visualization import class_color, draw, side_by_side
@@ -5,9 +6,7 @@ from mrcnn_lightning.visualization import class_color, draw, side_by_side
 
 def test_masks_boxes_and_names_are_drawn_and_the_image_stays() -> None:
     image = torch.full((3, 60, 80), 100, dtype=torch.uint8)
-    masks = torch.zeros(2, 60, 80, dtype=torch.bool)
-    masks[0, 20:40, 20:40] = True
-    masks[1, 30:50, 30:60] = True
+    masks = [(np.ones((20, 20), bool), 20, 20), (np.ones((20, 30), bool), 30, 30)]
     boxes = torch.tensor([[20.0, 20, 40, 40], [30, 30, 60, 50]])
     labels = torch.tensor([1, 2])
     drawn = draw(image, boxes=boxes, labels=labels, class_names=["a", "b"], masks=masks)

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from mrcnn_lightning.data.annotations import Objects
-from mrcnn_lightning.data.segmentations import encode_polygons
+from mrcnn_lightning.data.segmentations import clipped, encode_polygons
 
+# Polygons that reach further out, in cells, are clipped: pycocotools' time grows with their edges.
+# Large enough that what it draws in the frame stays the same.
+_FAR = 1e5
 # Coordinates beyond it may have become infinite.
-_FARTHEST = 1e9
+_FARTHEST = 1e37
 
 
 @dataclass
@@ -62,8 +65,9 @@ def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
 
 
 def _encoded(polygons: Sequence[Tensor], size: tuple[int, int]) -> dict[str, object]:
-    flat = [points.flatten().double().clamp(-_FARTHEST, _FARTHEST) for points in polygons]
-    return encode_polygons([points.numpy() for points in flat], size)
+    flat = [points.flatten().double().clamp(-_FARTHEST, _FARTHEST).numpy() for points in polygons]
+    near = [p if abs(p).max() <= _FAR else np.array(clipped(p, -_FAR, _FAR)) for p in flat]
+    return encode_polygons(near, size)
 
 
 def frames_of(masks: Sequence[ObjectMask], boxes: Tensor) -> Tensor:

@@ -68,15 +68,13 @@ def _polygons(segmentation: list[Any]) -> list[list[float]]:
     if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation):
         raise ValueError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
     return [
-        polygon
-        if min(polygon) >= -_FAR and max(polygon) <= _FAR
-        else _clipped(polygon, -_FAR, _FAR)
+        polygon if min(polygon) >= -_FAR and max(polygon) <= _FAR else clipped(polygon, -_FAR, _FAR)
         for polygon in segmentation
         if len(polygon) >= 6
     ]
 
 
-def _clipped(polygon: list[float], low: float, high: float) -> list[float]:
+def clipped(polygon: list[float] | npt.NDArray[np.float64], low: float, high: float) -> list[float]:
     """The part of a polygon in a square, one point three times if there is none.
 
     Sutherland and Hodgman's way (1974): what lies beyond a side is moved to it.

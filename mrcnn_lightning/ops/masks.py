@@ -4,7 +4,7 @@ N masks, G objects of an image, M mini-mask side, m side of a predicted mask, H 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -165,6 +165,15 @@ def encode_crop(crop: npt.NDArray[np.bool_], top: int, left: int, size: tuple[in
 def encode_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], crops: Crops) -> list[bytes]:
     """Masks (N, m, m) pasted at their boxes (N, 4) and run-length encoded, without a canvas."""
     return [encode_crop(*crop, size) for crop in crops(masks, boxes, size)]
+
+
+def decode_crops(rles: Sequence[bytes], size: tuple[int, int]) -> Iterator[Crop]:
+    """The crops of an image of `size` that hold all ones of masks, one after the other."""
+    for rle in rles:
+        whole = {"size": list(size), "counts": rle}
+        left, top, width, height = (int(side) for side in pycocotools.mask.toBbox(whole))
+        mask = pycocotools.mask.decode(whole)[top : top + height, left : left + width]
+        yield mask.astype(np.bool_), top, left
 
 
 def decode_masks(rles: list[bytes], size: tuple[int, int]) -> Tensor:

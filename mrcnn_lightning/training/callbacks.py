@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS
-from mrcnn_lightning.ops.masks import paste_masks
+from mrcnn_lightning.ops.masks import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.task import DetectionTask
 from mrcnn_lightning.visualization import draw, save, side_by_side
@@ -302,13 +302,13 @@ def _picture(
     pred_boxes, pred_masks = detections.boxes[image, found].cpu() - origin, None
     if detections.masks is not None:
         masks = detections.masks[image, found].cpu()
-        pred_masks = paste_masks(masks, pred_boxes, size)
+        pred_masks = resized_crops(masks, pred_boxes, size)
     assert batch.targets is not None
     real = batch.targets.trainable[image]
     gt_boxes, gt_masks = batch.targets.boxes[image, real].cpu() - origin, None
     if batch.targets.masks is not None and batch.targets.mask_frames is not None:
         masks, frames = batch.targets.masks[image, real], batch.targets.mask_frames[image, real]
-        gt_masks = paste_masks(masks.float().cpu(), frames.cpu() - origin, size)
+        gt_masks = resized_crops(masks.float().cpu(), frames.cpu() - origin, size)
     truth = draw(
         pixels,
         boxes=gt_boxes,

@@ -40,6 +40,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with contextlib.suppress(OSError):
                 unfinished.unlink()
             raise OSError(_reason(target, error)) from error
+        if os.name == "nt":  # which cannot open a folder
+            return
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

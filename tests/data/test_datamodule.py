@@ -101,6 +101,7 @@ def test_loaders_can_start_processes_anew(small: Callable[..., COCODataModule]) 
     data.setup("fit")
     data.trainer = torch.nn.Module()  # type: ignore[assignment]
     data.trainer.world_size = data.trainer.accumulate_grad_batches = 1
+    data.trainer.fast_dev_run = True
     data.trainer.global_rank = data.trainer.global_step = 0
     data.trainer.cannot_be_sent = lambda: None
     for loader in (data.train_dataloader(), data.val_dataloader()):

@@ -114,4 +114,4 @@ def test_coco_comes_encrypted_and_compromised_packages_do_not() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needs = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
     assert not any(needs["lightning"].contains(bad) for bad in ("2.6.2", "2.6.3"))
-    assert needs["hydra-core"].contains("1.3.4") and not needs["hydra-core"].contains("1.3.3")
+    assert needs["hydra-core"].contains("1.3.7") and not needs["hydra-core"].contains("1.3.6")
