@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
+from mrcnn_lightning.ops.boxes import has_area
 from mrcnn_lightning.ops.masks import Crop
 
 _GOLDEN_RATIO = 0.618034
@@ -43,7 +44,7 @@ def draw(
         masks: N crops of the image, each in its place.
     """
     image = image.cpu()
-    seen = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).cpu()
+    seen = has_area(boxes).cpu()
     every, labels = labels.cpu(), labels.cpu()[seen]
     if not len(labels):
         return image

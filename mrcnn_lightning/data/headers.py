@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mrcnn_lightning.data.annotations import Annotations
 
@@ -37,7 +37,8 @@ def check_images(
             is right.
 
     Raises:
-        ValueError: files are missing, are no images, or have other sizes than annotated.
+        ValueError: files are missing, are no images, or have other sizes than annotated; or the
+            cache cannot be written to.
     """
     key, folder = images
     names = [annotations.file_name(index) for index in range(len(annotations))]
@@ -54,17 +55,22 @@ def check_images(
     checked = Path(cache_dir).expanduser() / f"{hashlib.blake2b(content).hexdigest()[:32]}.checked"
     if checked.exists():
         return
-    with FileLock(checked.with_suffix(".lock")):  # one process of a machine looks
-        if checked.exists():
-            return
-        found = _each(_problem, list(zip(paths, sizes, strict=True)))
-        problems = [problem for problem in found if problem is not None]
-        if problems:
-            raise ValueError(
-                f"{len(problems)} of {len(names)} images of {key}={folder} are not as {json} says "
-                f"(correct its width and height, or leave them out): {_some(problems)}"
-            )
-        checked.touch()
+    try:
+        with FileLock(checked.with_suffix(".lock")):  # one process of a machine looks
+            if checked.exists():
+                return
+            found = _each(_problem, list(zip(paths, sizes, strict=True)))
+            problems = [problem for problem in found if problem is not None]
+            if problems:
+                raise ValueError(
+                    f"{len(problems)} of {len(names)} images of {key}={folder} are not as {json} "
+                    f"says (correct its width and height, or leave them out): {_some(problems)}"
+                )
+            checked.touch()
+    except OSError as error:
+        raise ValueError(
+            f"data.cache_dir={cache_dir} cannot be written to, give another: {error}"
+        ) from error
 
 
 def _each(function: Callable[[_T], _Result], values: Sequence[_T]) -> list[_Result]:
@@ -78,7 +84,7 @@ def _each(function: Callable[[_T], _Result], values: Sequence[_T]) -> list[_Resu
 def _state(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name may hold what no file's can
         return None
     return state.st_size, state.st_mtime_ns
 
@@ -92,8 +98,10 @@ def _problem(path_and_size: tuple[Path, list[int]]) -> str | None:
             upright = stored
             if stored != size and file.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE:
                 upright = stored[::-1]
-    except Exception:  # what Pillow raises for damaged files has no common ancestor
+    except UnidentifiedImageError:
         return f"{path.name} is not an image"
+    except Exception as error:  # what Pillow raises for damaged files has no common ancestor
+        return f"{path.name} cannot be read ({error})"
     if size in (stored, upright):
         return None
     return f"{path.name} is {upright[1]} x {upright[0]} pixels, annotated as {size[1]} x {size[0]}"

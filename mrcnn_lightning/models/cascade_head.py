@@ -14,6 +14,7 @@ from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
 from mrcnn_lightning.models.detections import ArgmaxSelector, DetectionSelector
 from mrcnn_lightning.models.poolers import RoIStage, image_indices
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
+from mrcnn_lightning.ops.boxes import has_area
 from mrcnn_lightning.ops.matching import POSITIVE, BestMatches, match
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.structures import Detections, Targets
@@ -130,6 +131,6 @@ def _relabelled(
         negative_iou=positive_iou,
         best_matches=BestMatches.NONE,
     )
-    valid = rois.valid & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    valid = rois.valid & has_area(boxes)
     labels = targets.labels.gather(1, objects) * ((label == POSITIVE) & valid)
     return SampledRoIs(boxes=boxes, labels=labels, objects=objects, valid=valid)

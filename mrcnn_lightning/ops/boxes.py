@@ -37,6 +37,11 @@ def clip(boxes: Tensor, windows: Tensor) -> Tensor:
     return boxes.clamp(min=torch.cat([low, low], dim=2), max=torch.cat([high, high], dim=2))
 
 
+def has_area(boxes: Tensor) -> Tensor:
+    """(..., N) bool: both sides of the boxes (..., N, 4) are more than nothing."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
 def is_at_least(boxes: Tensor, min_side: float) -> Tensor:
     """(..., N) bool: both sides of the boxes (..., N, 4) are `min_side` pixels or more."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mrcnn_lightning.ops import boxes as box_ops
 from mrcnn_lightning.ops.masks import Crops, encode_masks
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 
@@ -32,7 +33,7 @@ def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageD
     origins, scales = windows[:, None, :2].double(), batch.scales[:, None]  # (B, 1, 2)
     boxes = detections.boxes.double()
     boxes = torch.cat([(boxes[..., :2] - origins) / scales, (boxes[..., 2:] - origins) / scales], 2)
-    has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)  # (B, D)
+    has_area = box_ops.has_area(boxes)  # (B, D)
     images = []
     for image, (image_id, (height, width)) in enumerate(
         zip(image_ids.tolist(), sizes.tolist(), strict=True)

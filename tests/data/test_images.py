@@ -1,9 +1,11 @@
+import struct
 from pathlib import Path
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mrcnn_lightning.data import images
 from mrcnn_lightning.data.images import read_image
@@ -58,6 +60,8 @@ def grey_levels(white: float, dtype: str) -> tuple[Image.Image, torch.Tensor]:
         (1.0, "float32"),
         (255.0, "float32"),
         (65535.0, "float32"),
+        (1.25, "float32"),
+        (3.25, "float32"),
     ],
 )
 def test_values_are_scaled_by_the_range_that_they_use(
@@ -73,14 +77,56 @@ def test_values_are_scaled_by_the_range_that_they_use(
     assert "a.tif" in warning and f"0 becomes black and {white:g} white" in warning
 
 
-@pytest.mark.parametrize(("tag", "says"), [(341, 4095), (281, 4095), (None, None)])
+@pytest.mark.parametrize(("tag", "says"), [(341, 4095), (281, 4095), (None, None), (341, "x")])
 def test_a_dark_image_is_scaled_by_what_its_file_says(
-    tmp_path: Path, tag: int | None, says: int | None
+    tmp_path: Path, tag: int | None, says: int | str | None
 ) -> None:
     image, expected = grey_levels(900, "uint16")
-    image.save(tmp_path / "a.tif", tiffinfo={} if tag is None else {tag: says})
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    if tag is not None:
+        info.tagtype[tag] = TiffImagePlugin.TiffTags.ASCII if says == "x" else 3
+        info[tag] = says
+    image.save(tmp_path / "a.tif", tiffinfo=info)
     found = read_image(tmp_path / "a.tif")
-    assert (found[0] - expected * 900 / (says or 1023)).abs().max() <= 0.51
+    white = says if isinstance(says, int) else 1023
+    assert (found[0] - expected * 900 / white).abs().max() <= 0.51
+
+
+def test_what_a_file_says_of_black(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[1000, 1500, 2000]], dtype=np.uint16))
+    image.save(tmp_path / "a.tif", tiffinfo={340: 1000, 341: 2000})
+    assert read_image(tmp_path / "a.tif")[0].tolist() == [[0, 128, 255]]
+
+
+def test_numbers_that_pillow_takes_for_signed(tmp_path: Path) -> None:
+    values = np.array([[0, 2**31, 2**32 - 1]], dtype=np.uint32)
+    Image.fromarray(values.view(np.int32)).save(tmp_path / "a.tif")
+    signed, unsigned = (struct.pack("<2HIH", 339, 3, 1, kind) for kind in (2, 1))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert signed in content
+    (tmp_path / "a.tif").write_bytes(content.replace(signed, unsigned))
+    assert read_image(tmp_path / "a.tif")[0].tolist() == [[0, 128, 255]]
+
+
+def test_colour_that_uses_few_of_16_bits_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixel = struct.pack(">3H", 4095, 2000, 0)
+    (tmp_path / "a.png").write_bytes(png(b"\0" + pixel, bits=16))
+    images._has_said = False
+    assert read_image(tmp_path / "a.png").flatten().tolist() == [15, 7, 0]
+    (warning,) = caplog.messages
+    assert "a.png has 16 bits a channel of which it uses the lower ones" in warning
+
+
+def png(rows: bytes, *, bits: int) -> bytes:
+    """A file of one pixel of three channels, which Pillow cannot write with 16 bits."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">2I5B", 1, 1, bits, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_numbers_below_zero_and_numbers_that_are_none(tmp_path: Path) -> None:
