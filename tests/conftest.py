@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,15 @@ def tiny(shapes_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return overrides
 
 
-def command(*arguments: str, cwd: Path, wait: bool = True) -> "subprocess.Popen[str]":
+def command(
+    *arguments: str,
+    cwd: Path,
+    wait: bool = True,
+    program: Sequence[str] = (sys.executable, str(ROOT / "train.py")),
+) -> "subprocess.Popen[str]":
     """`python train.py ...` as a user starts it, its output caught."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
+        [*program, *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -184,8 +189,8 @@ def checkpoint(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
                 "data.resize.min_size=64",
                 "data.resize.max_size=64",
                 "backbone.width=16",
-                "trainer.max_epochs=30",
-                "trainer.check_val_every_n_epoch=30",
+                "trainer.max_epochs=18",
+                "trainer.check_val_every_n_epoch=18",
                 "callbacks.pictures=null",
                 f"hydra.run.dir={folder}",
                 cwd=shared_by_processes,

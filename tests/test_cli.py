@@ -1,9 +1,7 @@
 import json
 import runpy
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -257,21 +255,6 @@ def test_download_without_a_network_is_one_sentence(
     monkeypatch.setattr("mrcnn_lightning.cli.download", no_network)
     result = CliRunner().invoke(app, ["download-coco", str(tmp_path)])
     assert result.exit_code == 1 and result.stderr.startswith("error: cannot download")
-
-
-def test_mrcnn_train_is_train_py_on_two_processes_too(
-    tiny: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    """Lightning starts the second process itself, from the first one's command line."""
-    mrcnn = Path(sys.executable).parent / "mrcnn"
-    devices = ("trainer.accelerator=cpu", "trainer.devices=2")
-    overrides = tiny("trainer.max_steps=2", *devices, f"hydra.run.dir={tmp_path}/run")
-    process = subprocess.run(
-        [str(mrcnn), "train", *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-    assert {path.name for path in tmp_path.iterdir()} <= {"run", "cache"}
 
 
 def test_mrcnn_train_shows_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

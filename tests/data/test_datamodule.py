@@ -108,6 +108,16 @@ def test_loaders_can_start_processes_anew(small: Callable[..., COCODataModule]) 
         assert len(pickle.dumps(loader.dataset)) < 10_000
 
 
+def test_a_batch_that_does_not_divide_by_devices_and_accumulation(
+    small: Callable[..., COCODataModule],
+) -> None:
+    data = small("data.batch_size=6")
+    data.setup("fit")
+    data.trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=2)  # type: ignore
+    with pytest.raises(ValueError, match=r"size=6 .* 2 devices x 2 .*make it a multiple of 4"):
+        data.train_dataloader()
+
+
 def refused(data: COCODataModule, stage: str = "fit") -> str:
     with pytest.raises(ValueError, match="data.") as caught:
         data.setup(stage)

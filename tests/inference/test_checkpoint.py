@@ -58,7 +58,7 @@ def test_weights_that_are_not_finite_are_refused(checkpoint: Path, tmp_path: Pat
     for value in content["state_dict"].values():
         value.fill_(torch.nan if value.is_floating_point() else 0)
     torch.save(content, tmp_path / "diverged.ckpt")
-    command = ["predict", str(tmp_path / "diverged.ckpt"), str(tmp_path), "--out", str(tmp_path)]
+    command = ["predict", str(tmp_path / "diverged.ckpt"), __file__, "--out", str(tmp_path)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     assert re.match(

@@ -20,34 +20,33 @@ def rows(path: Path) -> list[Any]:
     [("trainer.max_epochs=3", 2), ("trainer.max_steps=15", 0)],
 )
 def test_killed_in_an_epoch_and_resumed(
-    tiny: Callable[..., list[str]], tmp_path: Path, end: str, workers: int
+    tiny: Callable[..., list[str]],
+    tmp_path: Path,
+    run_main: Callable[..., tuple[int, str]],
+    end: str,
+    workers: int,
 ) -> None:
-    def start(name: str, *more: str, kill_after: int = 0, wait: bool = True) -> Any:
-        recorder = "+callbacks.recorder._target_=tests.training.recorder.Recorder"
-        return command(
-            *tiny(
-                end,
-                f"data.num_workers={workers}",
-                "trainer.check_val_every_n_epoch=1",
-                "callbacks.last_within_epoch.every_n_train_steps=3",
-                f"hydra.run.dir={tmp_path}/{name}",
-                recorder,
-                f"+callbacks.recorder.file={tmp_path}/{name}.rank",
-                f"+callbacks.recorder.kill_after={kill_after}",
-                "+callbacks.recorder.drop=true",
-                *more,
-            ),
-            cwd=tmp_path,
-            wait=wait,
+    def arguments(name: str, *more: str, kill_after: int = 0) -> list[str]:
+        return tiny(
+            end,
+            f"data.num_workers={workers}",
+            "trainer.check_val_every_n_epoch=1",
+            "callbacks.last_within_epoch.every_n_train_steps=3",
+            f"hydra.run.dir={tmp_path}/{name}",
+            "+callbacks.recorder._target_=tests.training.recorder.Recorder",
+            f"+callbacks.recorder.file={tmp_path}/{name}.rank",
+            f"+callbacks.recorder.kill_after={kill_after}",
+            "+callbacks.recorder.drop=true",
+            *more,
         )
 
-    start("whole")
-    killed = start("killed", kill_after=10, wait=False)
+    assert run_main(*arguments("whole"))[0] == 0
+    killed = command(*arguments("killed", kill_after=10), cwd=tmp_path, wait=False)
     output, _ = killed.communicate(timeout=300)
     assert killed.returncode == -9, output
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 9  # an epoch has 6 steps
-    start("resumed", f"ckpt_path={last}")
+    assert run_main(*arguments("resumed", f"ckpt_path={last}"))[0] == 0
 
     whole, resumed = rows(tmp_path / "whole.rank0"), rows(tmp_path / "resumed.rank0")
     assert len(whole) in (15, 18)
