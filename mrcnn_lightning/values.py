@@ -150,8 +150,9 @@ def _accepts(kind: Any, value: Any) -> bool:
     if origin is Literal:  # which text it is, the part says
         return any(isinstance(value, type(each)) for each in arguments)
     if kind in _WORDS:
-        if kind is float and type(value) in (int, float):
+        if kind is float and type(value) is float:
             return not isnan(value)
+        kind = int if kind is float else kind
         return type(value) is kind and (kind is not int or abs(value) < _TOO_LARGE)
     if isinstance(value, list):
         elements = [each for each in arguments if each is not Ellipsis]

@@ -1,5 +1,6 @@
 """What several tests need: models built from the configuration, data sets, batches."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -23,6 +24,11 @@ SHARED = ROOT.parent / "shared"
 
 torch.set_num_threads(1)  # small tensors; several test processes share the cores
 os.environ.setdefault("WANDB_SILENT", "true")
+if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    # Freed memory is kept, not given back and taken anew for every model: M_TRIM_THRESHOLD, and
+    # M_MMAP_MAX of glibc's malloc.h.
+    libc.mallopt(-1, 2**31 - 1)
+    libc.mallopt(-4, 0)
 
 
 @pytest.fixture(autouse=True)

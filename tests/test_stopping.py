@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -25,6 +26,14 @@ SHORT = [
     "callbacks.pictures=null",
     "data.num_workers=0",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _listening() -> Iterator[None]:
+    """Runs ignore Ctrl-C where it was ignored when they started, as in a script's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Tells(Callback):
