@@ -44,6 +44,9 @@ _PLAIN = (str, int, float, bool, NoneType)
 _LARGEST = 10**6
 # Of the canvas of an ordinary image, in pixels a side.
 _LARGEST_CANVAS = 2**14
+_OF_ANOTHER_VERSION = (
+    "use it with stage=predict ckpt_path=FILE, or start a new training from it with weights=FILE"
+)
 
 
 def require_own_parts(config: Any) -> None:
@@ -143,8 +146,8 @@ def _require_whole_spec(spec: dict[str, Any], path: str | Path) -> None:
     missing = [key for key in wanted if key not in spec]
     if missing:
         raise ValueError(
-            f"{path} is of an earlier version, which did not write {', '.join(missing)}: use it "
-            "with stage=predict ckpt_path=FILE, or start a new training from it with weights=FILE"
+            f"{path} is of an earlier version, which did not write {', '.join(missing)}: "
+            f"{_OF_ANOTHER_VERSION}"
         )
     names, ids, score = spec["class_names"], spec["category_ids"], spec["show_score"]
     if not isinstance(ids, list) or not all(
@@ -208,5 +211,10 @@ def load_checkpoint(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     except Exception as error:  # a damaged description may lead to anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         reason = (str(cause or error).splitlines() or [repr(error)])[0]
+        if isinstance(cause, TypeError) and "argument" in reason:
+            raise ValueError(
+                f"{path} is of another version, whose parts had other options ({reason}): "
+                f"{_OF_ANOTHER_VERSION}"
+            ) from error
         raise ValueError(f"{path} does not fit the model that it describes: {reason}") from error
     return model, spec | built

@@ -170,6 +170,11 @@ MISSING = object()
         ("model.mask_head.trunk.num", 10**6, "does not fit .*: it has more than 1.* tensors"),
         ("model.rpn", {}, "does not fit the model that it describes: "),
         ("model.neck", None, "does not fit the model that it describes: "),
+        (
+            "model.rpn.selector.min_side_first",
+            MISSING,
+            "is of another version, whose parts had other options .*min_side_first.* weights=FILE",
+        ),
         ("resize", {"min_size": 10**5, "max_size": 10**5}, "would become one of 75008 x 100000"),
         ("resize.min_size", "x", "does not fit the model that it describes: "),
         ("canvas.multiple", 10**6, "would become one of 1000000 x 1000000"),
