@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
 
 
+def papers(detector: "Detector") -> None:
+    """What the parts start with; boxes start at their proposals (Girshick 2015, Ren et al. 2017)."""
+
+
 def torchvision(detector: "Detector") -> None:
     """PyTorch's own for all fully connected layers.
 

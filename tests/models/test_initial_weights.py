@@ -125,6 +125,13 @@ def test_vggs() -> None:
         assert is_filled(layer, std, uniform=False)
 
 
+def test_what_is_trained_from_nothing_starts_as_in_the_papers() -> None:
+    for experiment in ("shapes", "balloon"):
+        branch = build_model(f"experiment={experiment}", "backbone.weights=null").box_head.branch
+        assert is_filled(branch.classifier, 0.01, uniform=False)
+        assert is_filled(branch.deltas, 0.001, uniform=False)
+
+
 def test_one_seed_gives_one_model() -> None:
     models = []
     for seed in (3, 3, 4):
