@@ -40,6 +40,7 @@ COMPLETED = {
     "shorter_side_rounded": SIZE,
     "enlarged": SIZE,
     "Detector": {"class_names"},
+    "papers": {"detector"},
     "torchvision": {"detector"},
     "detectron2": {"detector"},
     "vgg": {"detector"},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def papers(detector: "Detector") -> None:
-    """What the parts start with; boxes start at their proposals (Girshick 2015, Ren et al. 2017)."""
+    """As the parts are made: boxes start at their proposals (Girshick 2015, Ren et al. 2017)."""
 
 
 def torchvision(detector: "Detector") -> None:
