@@ -36,6 +36,7 @@ def composed() -> DictConfig:
         ("seed", -1, "seed=-1 is not between 0 and 4294967295"),
         ("seed", 2**70, f"seed={2**70} is no whole number of 64 bits"),
         ("optimizer.lr", float("nan"), "optimizer.lr=nan is no number"),
+        ("optimizer.lr", 10**400, f"optimizer.lr={10**400} is no number of 64 bits"),
         ("seed", None, "seed=None is no whole number"),
         ("model.rpn.anchors.aspect_ratios", ["wide"], "model.rpn.anchors.aspect_ratios=['wide']"),
         ("show_score", "high", "show_score=high is no number"),
