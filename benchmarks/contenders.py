@@ -107,7 +107,7 @@ def scene(size: tuple[int, int], num_objects: list[int], device: torch.device) -
         windows=torch.tensor([[0.0, 0.0, width, height]]).repeat(len(pixels), 1),
         scales=torch.ones(len(pixels), 2, dtype=torch.float64),
         original_sizes=torch.tensor([[height, width]]).repeat(len(pixels), 1),
-        keys=torch.arange(len(pixels)),
+        seeds=torch.arange(len(pixels)),
         targets=Targets(
             boxes=boxes,
             labels=labels,

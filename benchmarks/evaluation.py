@@ -120,7 +120,7 @@ def _batch(image_id: int) -> Batch:
         windows=torch.tensor([[0.0, 0.0, WIDTH, HEIGHT]]),
         scales=torch.ones(1, 2, dtype=torch.float64),
         original_sizes=torch.tensor([[HEIGHT, WIDTH]]),
-        keys=torch.zeros(1, dtype=torch.int64),
+        seeds=torch.zeros(1, dtype=torch.int64),
         targets=None,
     )
 

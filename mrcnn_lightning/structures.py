@@ -56,7 +56,7 @@ class Batch:
     # (B, 2) float64, network pixels per original pixel along x and y; always on the host
     scales: Tensor
     original_sizes: Tensor  # (B, 2) int64, height and width of the file's image
-    keys: Tensor  # (B,) int64, each image's seed for the sampling of anchors and RoIs
+    seeds: Tensor  # (B,) int64, each image's seed for the sampling of anchors and RoIs
     targets: Targets | None
 
     def __len__(self) -> int:

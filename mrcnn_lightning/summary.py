@@ -117,8 +117,8 @@ def summarize(model: Detector, spec: dict[str, Any]) -> Summary:
         canvas_size=(canvas_height, canvas_width),
         levels=levels,
         aspect_ratios=model.rpn.anchors.aspect_ratios,
-        proposals=model.rpn.selector.num[False],
-        detections=model.box_head.selector.num,
+        proposals=model.rpn.selector.num_proposals[False],
+        detections=model.box_head.selector.num_detections,
         num_classes=len(model.class_names),
         class_names=spec.get("class_names", []),
     )
@@ -127,7 +127,10 @@ def summarize(model: Detector, spec: dict[str, Any]) -> Summary:
 @torch.no_grad()
 def _count(model: Detector, canvas: tuple[int, int]) -> tuple[dict[str, int], list[Level]]:
     """The multiply-adds of each part, and the RPN's levels."""
-    num_proposals, num_detections = model.rpn.selector.num[False], model.box_head.selector.num
+    num_proposals, num_detections = (
+        model.rpn.selector.num_proposals[False],
+        model.box_head.selector.num_detections,
+    )
     model = copy.deepcopy(model).eval().to("meta")  # shapes alone
     box_head, mask_head = model.box_head, model.mask_head
     count = _MultiplyAdds()

@@ -50,6 +50,30 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", overrides=[*overrides, "run_dir=unused"])
 
 
+# The backbones that the models were published with, where it is not resnet50.
+BACKBONES = {
+    "mask_rcnn_v2": "resnet50_bn",
+    "faster_rcnn_v2": "resnet50_bn",
+    "faster_rcnn_mobilenet_v3": "mobilenet_v3_large_c5",
+    "mask_rcnn_d2": "resnet50_caffe",
+    "faster_rcnn_d2": "resnet50_caffe",
+    "cascade_mask_rcnn": "resnet50_caffe",
+    "mask_rcnn_d2_c4": "resnet50_caffe_c4",
+    "mask_rcnn_d2_dc5": "resnet50_caffe_dc5",
+    "mask_rcnn_d2_gn": "resnet50_gn",
+    "mask_rcnn_d2_lsj": "resnet50_caffe_sync_bn",
+    "matterport": "resnet101_tensorflow",
+    "faster_rcnn_vgg16": "vgg16_conv5",
+    "mask_rcnn_slim": "resnet18_slim",
+    "mask_rcnn_light": "mobilenet_v2",
+}
+
+
+def published(model: str) -> list[str]:
+    """Overrides for a model with the backbone that it was published with."""
+    return [f"model={model}", f"backbone={BACKBONES.get(model, 'resnet50')}"]
+
+
 def build_model(*overrides: str, class_names: list[str] | None = None) -> Detector:
     """A model as the command line composes it, with random weights."""
     cfg = compose("backbone.weights=null", *overrides)
@@ -92,7 +116,7 @@ def make_batch(
         windows=torch.tensor([[0.0, 0.0, w, h] for h, w in sizes], dtype=dtype),
         scales=torch.ones(len(sizes), 2, dtype=torch.float64),
         original_sizes=torch.tensor(sizes),
-        keys=torch.arange(len(sizes)) + 1000 * seed,
+        seeds=torch.arange(len(sizes)) + 1000 * seed,
         targets=Targets(
             boxes=gt_boxes,
             labels=gt_labels,
@@ -127,7 +151,7 @@ def tiny(shapes_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "model.neck.out_channels=16",
             "model.box_head.trunk.hidden=32",
             "model.rpn.anchors.sizes=[[8],[16],[32],[48],[64]]",
-            "model.roi_sampler.num=16",
+            "model.roi_sampler.num_rois=16",
             *more,
         ]
 

@@ -1,10 +1,15 @@
 """Every yaml composes, and its keys are the arguments of what it names."""
 
+import functools
 import inspect
+import re
+from random import Random
 from typing import Any
 
 import hydra
 import pytest
+import torch
+import yaml
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -60,11 +65,12 @@ CHOICES = [
     *(f"backbone/pixels={name}" for name in options("backbone/pixels")),
     *(f"model={name}" for name in options("model")),
     *(f"model/neck={name}" for name in options("model/neck")),
-    *(f"model/box_head={name}" for name in options("model/box_head") if name != "roi_pool"),
+    *(f"model/box_head={name}" for name in options("model/box_head")),
     *(f"model/box_loss@model.rpn.box_loss={name}" for name in options("model/box_loss")),
     *(f"model/mask_head={name}" for name in options("model/mask_head")),
     *(f"data={name}" for name in options("data")),
     *(f"data/canvas={name}" for name in options("data/canvas")),
+    *(f"data/files@data={name}" for name in options("data/files")),
     *(f"optimizer={name}" for name in options("optimizer")),
     *(f"scheduler={name}" for name in options("scheduler")),
     *(f"trainer={name}" for name in options("trainer")),
@@ -108,9 +114,105 @@ def test_every_group_was_looked_at() -> None:
     assert groups - looked_at <= {"hparams_search", "launcher", "local"}
 
 
-def test_an_experiment_goes_with_another_model_and_backbone() -> None:
-    cfg = compose("experiment=shapes", "model=faster_rcnn", "backbone=resnet34")
-    assert cfg.model.mask_head is None and cfg.backbone.depth == 34 and cfg.backbone.width == 24
+# Whose files may set what is not theirs: a recipe chooses groups, the others are the user's.
+GLOBAL = {"experiment", "hparams_search", "launcher", "local"}
+
+
+def test_only_recipes_touch_other_groups() -> None:
+    for file in CONF.rglob("*.yaml"):
+        parts, text = file.relative_to(CONF).parts, file.read_text()
+        if parts[0] not in GLOBAL:
+            assert "@package" not in text, file
+            choices = (yaml.safe_load(text) or {}).get("defaults", [])
+            for choice in choices if len(parts) > 1 else []:
+                name = next(iter(choice)) if isinstance(choice, dict) else choice
+                absolute = re.match(r"(?:override )?/(\w+)", name)
+                assert absolute is None or absolute[1] == parts[0], (file, choice)
+
+
+def test_a_recipe_only_chooses() -> None:
+    """Values are in the groups' files, so that what is chosen instead is whole."""
+    for name in options("experiment"):
+        values = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+        allowed = {"defaults", "name", "data_root", "show_score", "task", "phases"}
+        assert set(values) <= allowed, name
+
+
+GROUPS = ("model", "backbone", "optimizer", "scheduler", "data", "trainer")
+
+
+@functools.cache
+def alone(group: str, option: str) -> Any:
+    """A group's option, composed with the defaults of all others, references as they are."""
+    return OmegaConf.to_container(compose(f"{group}={option}")[group])
+
+
+def test_what_a_file_says_is_what_is_composed() -> None:
+    for group in ("optimizer", "scheduler"):
+        for option in options(group):
+            said = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+            base = said.pop("defaults", [None])[0]
+            whole = (alone(group, base) if base else {}) | said
+            assert alone(group, option) == whole
+
+
+@pytest.mark.parametrize("recipe", [None, *options("experiment")])
+def test_what_is_chosen_wins_whole(recipe: str | None) -> None:
+    """In every recipe, each group that the command line chooses equals its file."""
+    random = Random(str(recipe))
+    chosen = {group: random.choice(options(group)) for group in GROUPS}
+    words = [f"{group}={option}" for group, option in chosen.items()]
+    cfg = compose(*([f"experiment={recipe}"] if recipe else []), *words)
+    for group, option in chosen.items():
+        assert OmegaConf.to_container(cfg[group]) == alone(group, option), words
+
+
+# What does not belong together, and what is said of it.
+LEVELS = "model.rpn.anchors.sizes has {} levels, but the neck gives {}"
+ROI_STAGE = "roi_layer|no such stage"
+
+
+def test_every_model_with_every_backbone_builds_or_says_why_not() -> None:
+    refused = {}
+    for model in options("model"):
+        tree = OmegaConf.to_container(compose(f"model={model}"))
+        assert isinstance(tree, dict)
+        for backbone in options("backbone"):
+            tree["backbone"] = alone("backbone", backbone) | {"weights": None}
+            config = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)["model"]  # type: ignore[index, call-overload]
+            make = hydra.utils.instantiate(config, _convert_="all")
+            with torch.device("meta"):
+                try:
+                    make(class_names=["object"])
+                except Exception as error:
+                    refused[model, backbone] = str(error).splitlines()[0]
+    print({pair: text for pair, text in refused.items()})
+    assert False
+
+
+@pytest.mark.parametrize("model", ["matterport", "mask_rcnn", "faster_rcnn_vgg16"])
+def test_adamw_has_its_own_learning_rate_everywhere(model: str) -> None:
+    for words in ([f"model={model}"], ["experiment=matterport"], ["experiment=shapes"]):
+        cfg = compose(*words, "optimizer=adamw")
+        assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-4, 0.05)
+        assert compose(*words, "optimizer=adamw", "optimizer.lr=3e-4").optimizer.lr == 3e-4
+
+
+def test_the_compositions_that_once_surprised() -> None:
+    cfg = compose("model=mask_rcnn_d2_gn", "backbone=resnet101")
+    assert (cfg.backbone.depth, cfg.backbone.weights) == (101, "IMAGENET1K_V1")
+    assert cfg.backbone.pixels.channel_order == "RGB"
+    cfg = compose("model=faster_rcnn_vgg16", "backbone=resnet50")
+    assert cfg.backbone.outputs == ["layer1", "layer2", "layer3", "layer4"]
+    cfg = compose("model=matterport", "data=shapes")
+    assert cfg.data.canvas.multiple == 32 and cfg.data.resize.max_size == 128
+    assert cfg.phases == [] and cfg.trainer.gradient_clip_val is None
+
+
+def test_every_recipe_takes_ones_own_files() -> None:
+    for name in options("experiment"):
+        cfg = compose(f"experiment={name}", "data/files@data=custom", "data_root=DIR")
+        assert cfg.data.train_json == "DIR/annotations/instances_train.json"
 
 
 def test_items_of_lists_can_be_overridden() -> None:

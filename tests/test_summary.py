@@ -20,7 +20,7 @@ from mrcnn_lightning.data.sizing import (
 )
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.summary import Part, Summary, render, summarize
-from tests.conftest import build_model, compose
+from tests.conftest import build_model, compose, published
 
 NAMES_90 = [str(label) for label in range(1, 91)]
 NAMES_80 = NAMES_90[:80]
@@ -51,7 +51,7 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, i
 
 
 @pytest.mark.parametrize(
-    ("model", "published"),
+    ("model", "weights"),
     [
         ("mask_rcnn", "MaskRCNN_ResNet50_FPN_Weights.COCO_V1"),  # 44,401,393
         ("mask_rcnn_v2", "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"),
@@ -60,15 +60,15 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, i
         ("faster_rcnn_mobilenet_v3", "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1"),
     ],
 )
-def test_parameters_are_those_that_torchvision_publishes(model: str, published: str) -> None:
+def test_parameters_are_those_that_torchvision_publishes(model: str, weights: str) -> None:
     """But for the box and the mask of the background, which torchvision has and never uses.
 
     Its 91 rows are the background and 90 classes. Ours are as many scores, but 90 x 4 deltas of
     1024 weights and a bias each, not 91 x 4, and 90 masks of 256 weights and a bias each.
     """
-    theirs = torchvision.models.get_weight(published).meta["num_params"]
+    theirs = torchvision.models.get_weight(weights).meta["num_params"]
     background = 4 * (1024 + 1) + (256 + 1 if model.startswith("mask") else 0)
-    parts = summary_of(f"model={model}", class_names=NAMES_90).parts
+    parts = summary_of(*published(model), class_names=NAMES_90).parts
     assert sum(part.parameters for part in parts) == theirs - background
 
 
@@ -123,7 +123,9 @@ def test_the_backbones_last_stage_counts_where_it_is_applied() -> None:
 
 
 def test_all_stages_of_a_cascade_count() -> None:
-    box_head = parts_of(summary_of("model=cascade_mask_rcnn", class_names=NAMES_80))["box_head"]
+    box_head = parts_of(summary_of(*published("cascade_mask_rcnn"), class_names=NAMES_80))[
+        "box_head"
+    ]
     stage = 256 * 49 * 1024 + 1024 * 1024 + 1024 * (81 + 4)
     assert box_head.multiply_adds == 3 * 1000 * stage
     assert box_head.what == "CascadeBoxHead, RoIAlign 7, 3 x TwoFC"
@@ -200,7 +202,7 @@ def test_timms_backbones() -> None:
     "model", ["matterport", "faster_rcnn_vgg16", "mask_rcnn_d2_dc5", "mask_rcnn_d2_gn"]
 )
 def test_models_of_all_kinds(model: str) -> None:
-    summary = summary_of(f"model={model}", "model.box_head.trunk.hidden=64")
+    summary = summary_of(*published(model), "model.box_head.trunk.hidden=64")
     assert all(part.multiply_adds > 0 for part in summary.parts if part.parameters)
 
 

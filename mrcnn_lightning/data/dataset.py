@@ -16,7 +16,7 @@ from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas
 from mrcnn_lightning.data.transforms import BoxSource, Sample, transform_objects
-from mrcnn_lightning.ops.sampling import image_key
+from mrcnn_lightning.ops.sampling import image_seed
 from mrcnn_lightning.structures import Batch, Targets
 
 
@@ -83,9 +83,9 @@ class COCODataset(Dataset[Sample]):
         height, width = self.annotations.image_sizes[index].tolist()
         path = self.folder / self.annotations.file_name(index)
         image = read_image(path, size=(height, width))
-        key = image_key(self.seed, epoch, image_id)
+        own_seed = image_seed(self.seed, epoch, image_id)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key)  # and no other device's
+            torch.default_generator.manual_seed(own_seed)  # and no other device's
             try:
                 image, targets = transform_objects(
                     image,
@@ -102,7 +102,7 @@ class COCODataset(Dataset[Sample]):
                 ) from error
             if self.max_objects is not None:
                 targets = _thinned(targets, self.max_objects)
-        return Sample(image, image_id, key, (height, width), **targets)  # type: ignore[arg-type]
+        return Sample(image, image_id, own_seed, (height, width), **targets)  # type: ignore[arg-type]
 
 
 def _thinned(targets: dict[str, Tensor | None], most: int) -> dict[str, Tensor | None]:
@@ -146,7 +146,7 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
         windows=windows.float(),
         scales=sizes.flip(1).double() / original_sizes.flip(1),
         original_sizes=original_sizes,
-        keys=torch.tensor([sample.key for sample in samples]),
+        seeds=torch.tensor([sample.seed for sample in samples]),
         targets=Targets(
             **{name: padded(name) for name in ("boxes", "labels", "crowd", "masks", "mask_frames")}  # type: ignore[arg-type]
         ),

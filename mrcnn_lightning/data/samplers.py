@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from mrcnn_lightning.ops.sampling import image_key
+from mrcnn_lightning.ops.sampling import image_seed
 
 # Stands for no image where an epoch's own order is seeded.
 _ORDER = -1
@@ -83,7 +83,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
 
         At most one batch, the last of the epoch, has wide and high images.
         """
-        generator = torch.Generator().manual_seed(image_key(self.seed, epoch, _ORDER))
+        generator = torch.Generator().manual_seed(image_seed(self.seed, epoch, _ORDER))
         order = torch.randperm(len(self.is_wide), generator=generator)
         order = order[: self.num_steps * self.batch_size]
         is_wide, size = self.is_wide[order], self.batch_size // (self.world_size * self.accumulate)

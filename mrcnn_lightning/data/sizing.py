@@ -82,7 +82,7 @@ def shorter_side_rounded(size: tuple[int, int], min_size: int, max_size: int) ->
 
 
 def enlarged(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """The shorter side grows to `min_size`; larger images keep their size (reference model A).
+    """The shorter side grows to `min_size`; larger images keep their size (Matterport's).
 
     One with a side over `max_size` shrinks to that.
     """

@@ -53,7 +53,7 @@ class Sample:
 
     image: Tensor  # (3, H, W) uint8
     image_id: int
-    key: int
+    seed: int
     original_size: tuple[int, int]  # height, width
     boxes: Tensor  # (G, 4) float32
     labels: Tensor  # (G,) int64
@@ -187,7 +187,7 @@ def transform_objects(
         transform: one of torchvision's v2, see `compose_transforms`.
         mini_mask_size: M, or None for no masks.
         boxes_from: `file`, cut to the new image; `pixels`, those of the masks in the new image, in
-            whole pixels (reference model A); or `outlines`, those of the part of the polygons that
+            whole pixels (Matterport's); or `outlines`, those of the part of the polygons that
             is in the new image (Detectron2, where it crops). The last two want masks, and objects
             of which nothing is left are gone.
 

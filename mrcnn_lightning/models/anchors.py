@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.models.matching import match_targets, require_sample
 from mrcnn_lightning.ops.anchors import anchor_grid, cell_anchors
-from mrcnn_lightning.ops.matching import IGNORED, NEGATIVE, BestMatches, match, overlaps
+from mrcnn_lightning.ops.matching import BestMatches, Match
 from mrcnn_lightning.ops.sampling import SampledIndices, Stage, random_keys, sample
 from mrcnn_lightning.structures import Targets
 
@@ -85,9 +86,10 @@ class AnchorSampler:
     its best IoU of 0, and all become positive.)
 
     Args:
-        num: sampled anchors an image.
+        num_anchors: sampled anchors an image.
         positive_fraction: at most this part of them is positive.
         positive_iou: an anchor is positive at this IoU with an object or above.
+        strictly_above: whether it must be above.
         negative_iou: an anchor is negative below this IoU with all objects.
         best_matches: which of the anchors that an object overlaps most are positive whatever
             their IoU: `all` that tie, the `first` or `none`.
@@ -102,29 +104,27 @@ class AnchorSampler:
     def __init__(
         self,
         *,
-        num: int,
+        num_anchors: int,
         positive_fraction: float,
         positive_iou: float,
+        strictly_above: bool,
         negative_iou: float,
         best_matches: str,
         inside_only: bool,
         crowd_iou: float | None,
     ) -> None:
-        if num < 1 or not 0 < positive_fraction <= 1:
-            raise ValueError(
-                f"model.rpn.sampler.num={num} positive_fraction={positive_fraction}: give at least "
-                "one anchor, and a fraction above 0 and up to 1"
-            )
-        self.num = num
+        require_sample("num_anchors", num_anchors, positive_fraction)
+        self.num_anchors = num_anchors
         self.positive_fraction = positive_fraction
         self.positive_iou = positive_iou
+        self.strictly_above = strictly_above
         self.negative_iou = negative_iou
         self.best_matches = BestMatches(best_matches)
         self.inside_only = inside_only
         self.crowd_iou = crowd_iou
 
     def __call__(
-        self, anchors: Tensor, targets: Targets, windows: Tensor, keys: Tensor
+        self, anchors: Tensor, targets: Targets, windows: Tensor, seeds: Tensor
     ) -> tuple[SampledIndices, Tensor]:
         """The sample, and the object (B, S) that each sampled anchor overlaps most.
 
@@ -132,15 +132,17 @@ class AnchorSampler:
             anchors: (A, 4).
             targets: of the batch.
             windows: (B, 4), the images.
-            keys: (B,), the images' seeds.
+            seeds: (B,), the images'.
         """
-        objects, label = self.label(anchors, targets, windows)
+        matched_gt, label = self.label(anchors, targets, windows)
         slots = torch.arange(len(anchors), device=anchors.device)
-        random = random_keys(keys, Stage.ANCHORS, slots)
-        chosen = sample(label, random, num=self.num, positive_fraction=self.positive_fraction)
-        return chosen, objects.gather(1, chosen.indices)
+        random = random_keys(seeds, Stage.ANCHORS, slots)
+        chosen = sample(
+            label, random, num=self.num_anchors, positive_fraction=self.positive_fraction
+        )
+        return chosen, matched_gt.gather(1, chosen.indices)
 
-    def label(self, anchors: Tensor, targets: Targets, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def label(self, anchors: Tensor, targets: Targets, windows: Tensor) -> Match:
         """The object (B, A) that each anchor overlaps most, and what the anchor is (B, A)."""
         inside = None
         if self.inside_only:
@@ -148,16 +150,13 @@ class AnchorSampler:
                 anchors[:, 2:] <= windows[:, None, 2:]
             )  # (B, A, 2)
             inside = inside.all(dim=2)
-        objects, label = match(
-            targets.boxes,
-            targets.trainable,
+        return match_targets(
+            targets,
             anchors,
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
             best_matches=self.best_matches,
+            crowd_iou=self.crowd_iou,
+            strictly_above=self.strictly_above,
             eligible=inside,
         )
-        if self.crowd_iou is not None:
-            crowded = overlaps(targets.boxes, targets.crowd, anchors, min_iou=self.crowd_iou)
-            label = torch.where(crowded & (label == NEGATIVE), IGNORED, label)
-        return objects, label

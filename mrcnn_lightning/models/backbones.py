@@ -113,7 +113,7 @@ class Backbone(nn.Module):
             layer = self.body.get_submodule(roi_layer)
             pooled = layer(features)
             stride = features.shape[2] // pooled.shape[2]
-            self.roi_stage = RoIStage(layer, out_channels=pooled.shape[1], stride=stride)
+            self.roi_stage = RoIStage(layer, features.shape[1], pooled.shape[1], stride)
         self.train(was_training)
         return list(stages.values())
 

@@ -1,6 +1,6 @@
 """The box head: classifies RoIs and refines their boxes (Fast R-CNN).
 
-B images, R RoIs, K classes, c rows of boxes (see `num_rows`).
+B images, R RoIs, K classes, c boxes a RoI (K, or 1 for all classes).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
-from mrcnn_lightning.models.class_rows import ClassRows, num_rows, row_of
+from mrcnn_lightning.models.class_rows import num_rows, row_of
 from mrcnn_lightning.models.detections import ArgmaxSelector, DetectionSelector
 from mrcnn_lightning.models.poolers import RoIStage, image_indices
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
+from mrcnn_lightning.models.trunks import Average
 from mrcnn_lightning.ops import boxes as box_ops
 from mrcnn_lightning.ops.losses import classification_loss
 from mrcnn_lightning.ops.precision import at_least_float32
@@ -20,12 +21,12 @@ from mrcnn_lightning.structures import Detections, Targets
 
 
 class BoxBranch(nn.Module):
-    """A trunk, then a score for each class and a box for each of some rows.
+    """A trunk, then a score for each class and a box for each class or one for all.
 
     Args:
         trunk: pooled features to a vector.
         num_classes: K.
-        rows: what has a box of its own, see `num_rows`.
+        class_agnostic: whether all classes share one box, or each has its own.
         delta_weights: what deltas are multiplied by.
         box_loss: of the deltas.
     """
@@ -35,17 +36,19 @@ class BoxBranch(nn.Module):
         *,
         trunk: Any,
         num_classes: int,
-        rows: ClassRows,
+        class_agnostic: bool,
         delta_weights: Sequence[float],
         box_loss: SmoothL1Loss | GIoULoss,
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        self.rows = rows
+        self.class_agnostic = class_agnostic
         self.delta_weights = delta_weights
         self.box_loss = box_loss
         self.classifier = nn.Linear(trunk.out_channels, num_classes + 1)
-        self.deltas = nn.Linear(trunk.out_channels, num_rows(rows, num_classes) * 4)
+        self.deltas = nn.Linear(
+            trunk.out_channels, num_rows(num_classes, class_agnostic=class_agnostic) * 4
+        )
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
@@ -67,13 +70,13 @@ class BoxBranch(nn.Module):
         self, logits: Tensor, deltas: Tensor, rois: SampledRoIs, targets: Targets
     ) -> dict[str, Tensor]:
         """`loss_classifier` and `loss_box_reg` of the RoIs that these logits and deltas are of."""
-        row = row_of(self.rows, rois.labels)[..., None, None].expand(-1, -1, 1, 4)
+        row = row_of(rois.labels, class_agnostic=self.class_agnostic)
         return {
             "loss_classifier": classification_loss(logits, rois.labels, rois.valid),
             "loss_box_reg": self.box_loss(
-                deltas.gather(2, row)[:, :, 0],
+                deltas.gather(2, row[..., None, None].expand(-1, -1, 1, 4))[:, :, 0],
                 rois.boxes,
-                targets.boxes.gather(1, rois.objects[..., None].expand(-1, -1, 4)),
+                targets.boxes.gather(1, rois.matched_gt[..., None].expand(-1, -1, 4)),
                 weights=self.delta_weights,
                 positive=rois.valid & (rois.labels > 0),
                 valid=rois.valid,
@@ -82,7 +85,6 @@ class BoxBranch(nn.Module):
 
     def boxes(self, deltas: Tensor, rois: Tensor, windows: Tensor) -> Tensor:
         """The boxes (B, R, K or 1, 4), cut to the images, that deltas make of RoIs (B, R, 4)."""
-        deltas = deltas[:, :, 1:] if self.rows == "classes_and_background" else deltas
         boxes = box_ops.decode(at_least_float32(deltas), rois[:, :, None], self.delta_weights)
         return box_ops.clip(boxes.flatten(1, 2), windows).view(boxes.shape)
 
@@ -96,10 +98,13 @@ class BoxHead(nn.Module):
         num_classes: K.
         pooler: makes the pooler from the strides.
         trunk: makes the trunk from `in_channels` and `size`.
-        rows: what has a box of its own, see `num_rows`.
+        class_agnostic: whether all classes share one box, or each has its own.
         delta_weights: what deltas are multiplied by.
         box_loss: of the deltas.
         selector: which boxes become detections.
+
+    Raises:
+        ValueError: the trunk's features are the stage's, and there is no stage.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class BoxHead(nn.Module):
         num_classes: int,
         pooler: Callable[..., Any],
         trunk: Callable[..., Any],
-        rows: ClassRows,
+        class_agnostic: bool,
         delta_weights: Sequence[float],
         box_loss: SmoothL1Loss | GIoULoss,
         selector: DetectionSelector | ArgmaxSelector,
@@ -122,11 +127,16 @@ class BoxHead(nn.Module):
         self.branch = BoxBranch(
             trunk=trunk(in_channels=roi_stage.out_channels, size=size),
             num_classes=num_classes,
-            rows=rows,
+            class_agnostic=class_agnostic,
             delta_weights=delta_weights,
             box_loss=box_loss,
         )
         self.selector = selector
+        if isinstance(self.branch.trunk, Average) and isinstance(roi_stage.layers, nn.Identity):
+            raise ValueError(
+                "the box head takes the mean of what the backbone's last stage makes of a RoI, and "
+                "this backbone has no such stage: give one that has, backbone=resnet50_caffe_c4"
+            )
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4) of boxes (B, R, 4)."""

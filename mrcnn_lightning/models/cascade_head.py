@@ -63,7 +63,7 @@ class CascadeBoxHead(nn.Module):
             BoxBranch(
                 trunk=trunk(in_channels=roi_stage.out_channels, size=size),
                 num_classes=num_classes,
-                rows="agnostic",
+                class_agnostic=True,
                 delta_weights=weights,
                 box_loss=box_loss,
             )
@@ -123,7 +123,7 @@ def _relabelled(
 
     Those that the image's edge has cut to nothing are no longer used.
     """
-    objects, label = match(
+    matched_gt, label = match(
         targets.boxes,
         targets.trainable,
         boxes,
@@ -132,5 +132,5 @@ def _relabelled(
         best_matches=BestMatches.NONE,
     )
     valid = rois.valid & has_area(boxes)
-    labels = targets.labels.gather(1, objects) * ((label == POSITIVE) & valid)
-    return SampledRoIs(boxes=boxes, labels=labels, objects=objects, valid=valid)
+    labels = targets.labels.gather(1, matched_gt) * ((label == POSITIVE) & valid)
+    return SampledRoIs(boxes=boxes, labels=labels, matched_gt=matched_gt, valid=valid)

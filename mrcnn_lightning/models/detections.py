@@ -17,14 +17,16 @@ class DetectionSelector:
     Args:
         min_score: a class's probability must be above it.
         nms_iou: of two of one class overlapping by more than this, the lower score goes.
-        num: detections an image, at most.
+        num_detections: an image, at most.
         min_side: smaller boxes are dropped, in pixels.
     """
 
-    def __init__(self, *, min_score: float, nms_iou: float, num: int, min_side: float) -> None:
+    def __init__(
+        self, *, min_score: float, nms_iou: float, num_detections: int, min_side: float
+    ) -> None:
         self.min_score = min_score
         self.nms_iou = nms_iou
-        self.num = num
+        self.num_detections = num_detections
         self.min_side = min_side
 
     def __call__(self, scores: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
@@ -47,23 +49,23 @@ class DetectionSelector:
             labels.expand(len(boxes), -1),
             keep.flatten(1),
             nms_iou=self.nms_iou,
-            num=self.num,
+            num=self.num_detections,
         )
 
 
 class ArgmaxSelector:
-    """The best class of every RoI, with boxes of whole pixels (reference model A).
+    """The best class of every RoI, with boxes of whole pixels (Matterport's).
 
     Args:
         min_score: the best class's probability must be at least this.
         nms_iou: of two of one class overlapping by more than this, the lower score goes.
-        num: detections an image, at most.
+        num_detections: an image, at most.
     """
 
-    def __init__(self, *, min_score: float, nms_iou: float, num: int) -> None:
+    def __init__(self, *, min_score: float, nms_iou: float, num_detections: int) -> None:
         self.min_score = min_score
         self.nms_iou = nms_iou
-        self.num = num
+        self.num_detections = num_detections
 
     def __call__(self, scores: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
         """Detections without masks; arguments as for `DetectionSelector`."""
@@ -71,7 +73,9 @@ class ArgmaxSelector:
         row = (labels - 1).clamp(min=0, max=boxes.shape[2] - 1)[..., None, None]
         boxes = boxes.gather(2, row.expand(-1, -1, 1, 4))[:, :, 0].round()
         keep = valid & (labels > 0) & (best >= self.min_score)
-        return _without_duplicates(boxes, best, labels, keep, nms_iou=self.nms_iou, num=self.num)
+        return _without_duplicates(
+            boxes, best, labels, keep, nms_iou=self.nms_iou, num=self.num_detections
+        )
 
 
 def _without_duplicates(

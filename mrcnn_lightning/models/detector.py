@@ -30,9 +30,12 @@ class Detector(nn.Module):
         box_head: makes the head from `strides`, `roi_stage` and `num_classes`.
         mask_head: likewise; None makes it Faster R-CNN.
         paste: how masks are pasted into images, see `resized_crops`.
-        pad_first: whether the canvas outside the image is zero before normalisation (reference
-            model A) instead of after it.
+        pad_first: whether the canvas outside the image is zero before normalisation
+            (Matterport's) instead of after it.
         init: gives layers the weights that they start with, see `initial_weights`.
+
+    Raises:
+        ValueError: the backbone's stage for RoIs does not fit the neck.
     """
 
     def __init__(
@@ -55,10 +58,17 @@ class Detector(nn.Module):
         self.neck = neck(in_channels=backbone.out_channels, strides=backbone.strides)
         self.rpn = rpn(in_channels=self.neck.out_channels, strides=self.neck.strides)
         self.roi_sampler = roi_sampler
-        no_stage = RoIStage(nn.Identity(), out_channels=self.neck.out_channels, stride=1)
+        width = self.neck.out_channels
+        stage = backbone.roi_stage or RoIStage(nn.Identity(), width, width, stride=1)
+        if stage.in_channels != width:
+            raise ValueError(
+                f"the backbone has a stage for RoIs (roi_layer) that takes {stage.in_channels} "
+                f"channels, and the neck gives {width}: such a backbone goes with "
+                "model=mask_rcnn_d2_c4"
+            )
         shape = {
             "strides": self.neck.roi_strides,
-            "roi_stage": backbone.roi_stage or no_stage,
+            "roi_stage": stage,
             "num_classes": len(class_names),
         }
         self.box_head = box_head(**shape)
@@ -117,7 +127,7 @@ class Detector(nn.Module):
         output = self.rpn(features, tuple(batch.images.shape[2:]))
         losses = self.rpn.loss(output, batch)
         proposals = self.rpn.propose(output, batch, training=True)
-        rois = self.roi_sampler(proposals, batch.targets, batch.keys)
+        rois = self.roi_sampler(proposals, batch.targets, batch.seeds)
         losses |= self.box_head.loss(features, rois, batch.targets, batch.windows)
         if self.mask_head is not None:
             losses |= self.mask_head.loss(features, rois, batch.targets)

@@ -1,7 +1,6 @@
 """The mask head: a small mask for each class of each RoI (Mask R-CNN, section 3 and figure 4).
 
-B images, R RoIs, D detections, N RoIs of the batch, K classes, c rows of masks
-(see `num_rows`), m mask side.
+B images, R RoIs, D detections, N RoIs of the batch, K classes, m mask side.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrcnn_lightning.models.class_rows import ClassRows, num_rows, row_of
+from mrcnn_lightning.models.class_rows import num_rows, row_of
 from mrcnn_lightning.models.poolers import RoIStage
 from mrcnn_lightning.models.roi_sampler import SampledRoIs
 from mrcnn_lightning.ops.losses import mask_loss
@@ -20,7 +19,7 @@ from mrcnn_lightning.structures import Detections, Targets
 
 
 class MaskHead(nn.Module):
-    """A trunk, a 2x2 deconvolution that doubles the size, and a map for each of some rows.
+    """A trunk, a 2x2 deconvolution that doubles the size, and a map for each class or one for all.
 
     Args:
         strides: of the levels that RoIs are cut from.
@@ -29,7 +28,7 @@ class MaskHead(nn.Module):
         pooler: makes the pooler from the strides.
         trunk: makes the trunk from `in_channels` and `size`; what it gives is a map.
         hidden: channels of the deconvolution; None is as many as the trunk gives.
-        rows: what has a mask of its own, see `num_rows`.
+        class_agnostic: whether all classes share one mask, or each has its own.
         targets: cuts what the head should say from ground truth, see `mask_targets`.
     """
 
@@ -42,7 +41,7 @@ class MaskHead(nn.Module):
         pooler: Callable[..., Any],
         trunk: Callable[..., Any],
         hidden: int | None,
-        rows: ClassRows,
+        class_agnostic: bool,
         targets: Callable[..., Tensor],
     ) -> None:
         super().__init__()
@@ -50,11 +49,11 @@ class MaskHead(nn.Module):
         self.roi_stage = roi_stage
         size = roi_stage.size(self.pooler.output_size)
         self.trunk = trunk(in_channels=roi_stage.out_channels, size=size)
-        self.rows = rows
+        self.class_agnostic = class_agnostic
         self.targets = targets
         hidden = hidden or self.trunk.out_channels
         self.deconv = nn.ConvTranspose2d(self.trunk.out_channels, hidden, 2, stride=2)
-        self.classifier = nn.Conv2d(hidden, num_rows(rows, num_classes), 1)
+        self.classifier = nn.Conv2d(hidden, num_rows(num_classes, class_agnostic=class_agnostic), 1)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.001)
         for layer in (self.deconv, self.classifier):
@@ -67,7 +66,7 @@ class MaskHead(nn.Module):
         """Mask logits (N, m, m) of the classes `labels` (N,) in boxes (N, 4)."""
         pooled = self.roi_stage(self.pooler(features, boxes, image_index))
         maps = F.relu(self.deconv(self.trunk(pooled)), inplace=True)  # (N, C, m, m)
-        return self._logits(maps, row_of(self.rows, labels))
+        return self._logits(maps, row_of(labels, class_agnostic=self.class_agnostic))
 
     def _logits(self, maps: Tensor, row: Tensor) -> Tensor:
         """The classifier's maps of one row for each RoI, without those of all others."""
@@ -86,13 +85,13 @@ class MaskHead(nn.Module):
         assert targets.masks is not None and targets.mask_frames is not None
         # The host waits for the number of positives: convolutions on all RoIs would cost more.
         image, roi = torch.nonzero(rois.labels, as_tuple=True)
-        boxes, objects = rois.boxes[image, roi], rois.objects[image, roi]
+        boxes, matched_gt = rois.boxes[image, roi], rois.matched_gt[image, roi]
         # Compiled convolutions cannot go backward through no RoI at all.
         forward = self if len(boxes) else self.forward
         logits = forward(features, boxes, image, rois.labels[image, roi])
         wanted = self.targets(
-            targets.masks[image, objects],
-            targets.mask_frames[image, objects],
+            targets.masks[image, matched_gt],
+            targets.mask_frames[image, matched_gt],
             boxes,
             logits.shape[-1],
         )

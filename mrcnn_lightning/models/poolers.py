@@ -149,6 +149,7 @@ class RoIStage(NamedTuple):
     """What pooled features of RoIs go through before the heads' own layers."""
 
     layers: nn.Module
+    in_channels: int
     out_channels: int
     stride: int
 

@@ -37,10 +37,10 @@ class ProposalSelector:
     """Chooses the proposals: the best boxes, without duplicates.
 
     Args:
-        candidates: best-scored anchors of each level that go into NMS, for prediction.
-        candidates_in_training: the same for training.
-        num: proposals an image that come out, for prediction.
-        num_in_training: the same for training.
+        pre_nms_topk: best-scored anchors of each level that go into NMS, for prediction.
+        pre_nms_topk_in_training: the same for training.
+        num_proposals: an image, after NMS, for prediction.
+        num_proposals_in_training: the same for training.
         nms_iou: of two overlapping by more than this, the lower score goes.
         min_side: smaller boxes are dropped, in pixels.
         min_side_first: whether they are dropped before the candidates are chosen (py-faster-rcnn)
@@ -54,10 +54,10 @@ class ProposalSelector:
     def __init__(
         self,
         *,
-        candidates: int,
-        candidates_in_training: int,
-        num: int,
-        num_in_training: int,
+        pre_nms_topk: int,
+        pre_nms_topk_in_training: int,
+        num_proposals: int,
+        num_proposals_in_training: int,
         nms_iou: float,
         min_side: float,
         min_side_first: bool,
@@ -65,8 +65,8 @@ class ProposalSelector:
         across_levels: bool,
         clip_to_canvas: bool,
     ) -> None:
-        self.candidates = (candidates, candidates_in_training)
-        self.num = (num, num_in_training)
+        self.pre_nms_topk = (pre_nms_topk, pre_nms_topk_in_training)
+        self.num_proposals = (num_proposals, num_proposals_in_training)
         self.nms_iou = nms_iou
         self.min_side = min_side
         self.min_side_first = min_side_first
@@ -88,7 +88,7 @@ class ProposalSelector:
             boxes = self._boxes(output, every.expand(len(objectness), -1), windows)
             is_small = ~box_ops.is_at_least(boxes, self.min_side)
             objectness = objectness.masked_fill(is_small, -torch.inf)
-        index, levels = self._best(objectness, output.level_sizes, self.candidates[training])
+        index, levels = self._best(objectness, output.level_sizes, self.pre_nms_topk[training])
         boxes = self._boxes(output, index, windows)
         scores = at_least_float32(objectness.gather(1, index))
         kept = box_ops.is_at_least(boxes, self.min_side) & (scores.sigmoid() >= self.min_score)
@@ -97,7 +97,7 @@ class ProposalSelector:
             torch.where(kept, scores, -torch.inf),
             levels,
             iou_threshold=self.nms_iou,
-            num=self.num[training],
+            num=self.num_proposals[training],
         )
         boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
         boxes = torch.where(valid[..., None], boxes, 0.0)

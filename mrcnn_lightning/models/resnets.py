@@ -150,10 +150,10 @@ def resnet(
         width_per_group: 64, but 4 or 8 for ResNeXt and 128 for Wide ResNet.
         form: `torchvision` has the stride on the 3x3 convolutions, `caffe` on the 1x1 before them
             (Detectron2's weights of MSRA), `tensorflow` has biases and SAME padding too
-            (reference model A).
+            (Matterport's).
         dilate_last: whether the last stage is dilated by 2 and keeps stride 16 (DC5).
         norm: one of `NORMS`.
-        norm_eps: 1e-5; torchvision's first COCO detectors want 0, reference model A 1e-3.
+        norm_eps: 1e-5; torchvision's first COCO detectors want 0, Matterport 1e-3.
         outputs: layers whose outputs are handed out, of layer1 to layer4.
         roi_layer: layer4, if RoIs go through it (C4), or null.
         trainable_stages: counted from the last; 5 of 5 trains the stem too.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.models.matching import match_targets, require_sample
 from mrcnn_lightning.models.proposals import Proposals
-from mrcnn_lightning.ops.matching import IGNORED, NEGATIVE, BestMatches, match, overlaps
+from mrcnn_lightning.ops.matching import IGNORED, BestMatches
 from mrcnn_lightning.ops.sampling import Stage, random_keys, sample
 from mrcnn_lightning.structures import Targets
 
@@ -23,7 +24,7 @@ class SampledRoIs:
 
     boxes: Tensor  # (B, R, 4)
     labels: Tensor  # (B, R) int64, 0 for background and unused places
-    objects: Tensor  # (B, R) int64, the object that the RoI overlaps most
+    matched_gt: Tensor  # (B, R) int64, the object that the RoI overlaps most
     valid: Tensor  # (B, R) bool
 
 
@@ -31,13 +32,13 @@ class RoISampler:
     """Random RoIs with a bounded part of positives (Fast R-CNN, section 2.3).
 
     Args:
-        num: sampled RoIs an image.
+        num_rois: sampled RoIs an image.
         positive_fraction: at most this part of them is positive.
         positive_iou: a RoI is positive at this IoU with an object or above.
         negative_iou: a RoI is background below this IoU with all objects.
         add_ground_truth: whether the objects' own boxes join the proposals.
         keep_proportion: whether there are only as many background RoIs as make the positives
-            their fraction (reference model A), instead of filling up.
+            their fraction (Matterport's), instead of filling up.
         crowd_iou: RoIs that overlap a crowd by this IoU or more are not background; None is all
             the same.
 
@@ -48,7 +49,7 @@ class RoISampler:
     def __init__(
         self,
         *,
-        num: int,
+        num_rois: int,
         positive_fraction: float,
         positive_iou: float,
         negative_iou: float,
@@ -56,12 +57,8 @@ class RoISampler:
         keep_proportion: bool,
         crowd_iou: float | None,
     ) -> None:
-        if num < 1 or not 0 < positive_fraction <= 1:
-            raise ValueError(
-                f"model.roi_sampler.num={num} positive_fraction={positive_fraction}: give at least "
-                "one RoI, and a fraction above 0 and up to 1"
-            )
-        self.num = num
+        require_sample("num_rois", num_rois, positive_fraction)
+        self.num_rois = num_rois
         self.positive_fraction = positive_fraction
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
@@ -70,7 +67,7 @@ class RoISampler:
         self.crowd_iou = crowd_iou
 
     @torch.no_grad()
-    def __call__(self, proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
+    def __call__(self, proposals: Proposals, targets: Targets, seeds: Tensor) -> SampledRoIs:
         """Sample from proposals.
 
         What is drawn for a proposal depends on its anchor, not on its rank: two that change places
@@ -82,23 +79,20 @@ class RoISampler:
             valid = torch.cat([valid, targets.trainable], dim=1)
             objects = torch.arange(targets.boxes.shape[1], device=slots.device) + _FIRST_OBJECT
             slots = torch.cat([slots, objects.expand(len(slots), -1)], dim=1)
-        objects, label = match(
-            targets.boxes,
-            targets.trainable,
+        matched_gt, label = match_targets(
+            targets,
             boxes,
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
             best_matches=BestMatches.NONE,
+            crowd_iou=self.crowd_iou,
         )
-        if self.crowd_iou is not None:
-            crowded = overlaps(targets.boxes, targets.crowd, boxes, min_iou=self.crowd_iou)
-            label = torch.where(crowded & (label == NEGATIVE), IGNORED, label)
         label = torch.where(valid, label, IGNORED)
-        random = random_keys(keys, Stage.ROIS, slots)
+        random = random_keys(seeds, Stage.ROIS, slots)
         chosen = sample(
             label,
             random,
-            num=self.num,
+            num=self.num_rois,
             positive_fraction=self.positive_fraction,
             keep_proportion=self.keep_proportion,
         )
@@ -106,10 +100,10 @@ class RoISampler:
         num_used = chosen.valid.sum(dim=1, keepdim=True).clamp(min=1)
         place = torch.arange(chosen.indices.shape[1], device=boxes.device) % num_used
         indices = chosen.indices.gather(1, place)
-        objects = objects.gather(1, indices)
+        matched_gt = matched_gt.gather(1, indices)
         return SampledRoIs(
             boxes=boxes.gather(1, indices[..., None].expand(-1, -1, 4)),
-            labels=targets.labels.gather(1, objects) * chosen.positive,
-            objects=objects,
+            labels=targets.labels.gather(1, matched_gt) * chosen.positive,
+            matched_gt=matched_gt,
             valid=chosen.valid,
         )

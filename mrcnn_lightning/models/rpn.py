@@ -100,7 +100,9 @@ class RPN(nn.Module):
     def loss(self, output: RPNOutput, batch: Batch) -> dict[str, Tensor]:
         """`loss_objectness` and `loss_rpn_box_reg`."""
         assert batch.targets is not None
-        sampled, objects = self.sampler(output.anchors, batch.targets, batch.windows, batch.keys)
+        sampled, matched_gt = self.sampler(
+            output.anchors, batch.targets, batch.windows, batch.seeds
+        )
         chosen = sampled.indices[..., None].expand(-1, -1, 4)
         objectness = output.objectness.gather(1, sampled.indices)
         return {
@@ -108,7 +110,7 @@ class RPN(nn.Module):
             "loss_rpn_box_reg": self.box_loss(
                 output.deltas.gather(1, chosen),
                 output.anchors[sampled.indices],
-                batch.targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4)),
+                batch.targets.boxes.gather(1, matched_gt[..., None].expand(-1, -1, 4)),
                 weights=self.delta_weights,
                 positive=sampled.positive,
                 valid=sampled.valid,

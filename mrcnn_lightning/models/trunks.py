@@ -38,19 +38,19 @@ class TwoFC(nn.Module):
 
 
 def _convs(
-    in_channels: int, num: int, hidden: int, *, norm: str | None, norm_eps: float, bias: bool
+    in_channels: int, num_convs: int, hidden: int, *, norm: str | None, norm_eps: float, bias: bool
 ) -> nn.Sequential:
     """3x3 convolutions with their norms and ReLUs.
 
     Raises:
         ValueError: there is no such norm, or no such number.
     """
-    if num < 0:
-        raise ValueError(f"trunk.num={num} convolutions: give 0 or more")
+    if num_convs < 0:
+        raise ValueError(f"num_convs={num_convs}: give 0 or more")
     make_norm = None if norm is None else norm_layer(norm, norm_eps)
-    widths = [in_channels] + [hidden] * num
+    widths = [in_channels] + [hidden] * num_convs
     return nn.Sequential(
-        *(conv_norm_relu(widths[i], hidden, 3, norm=make_norm, bias=bias) for i in range(num))
+        *(conv_norm_relu(widths[i], hidden, 3, norm=make_norm, bias=bias) for i in range(num_convs))
     )
 
 
@@ -60,7 +60,7 @@ class Convs(nn.Module):
     Args:
         in_channels: of the pooled features.
         size: P.
-        num: convolutions; none leaves the features as they are.
+        num_convs: convolutions; none leaves the features as they are.
         hidden: their channels; None is as many as come in.
         norm: after each of them, see `NORMS`, or None.
         norm_eps: of the norm.
@@ -72,7 +72,7 @@ class Convs(nn.Module):
         *,
         in_channels: int,
         size: int,
-        num: int,
+        num_convs: int,
         hidden: int | None,
         norm: str | None,
         norm_eps: float,
@@ -81,8 +81,8 @@ class Convs(nn.Module):
         super().__init__()
         self.size = size
         hidden = hidden or in_channels
-        self.out_channels = hidden if num else in_channels
-        self.convs = _convs(in_channels, num, hidden, norm=norm, norm_eps=norm_eps, bias=bias)
+        self.out_channels = hidden if num_convs else in_channels
+        self.convs = _convs(in_channels, num_convs, hidden, norm=norm, norm_eps=norm_eps, bias=bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) to (R, hidden, P, P)."""
@@ -95,7 +95,7 @@ class ConvsFC(nn.Module):
     Args:
         in_channels: of the pooled features.
         size: P.
-        num: convolutions.
+        num_convs: convolutions.
         conv_hidden: their channels; None is as many as come in.
         hidden: units of the fully connected layer.
         norm: after each convolution, see `NORMS`, or None.
@@ -107,7 +107,7 @@ class ConvsFC(nn.Module):
         *,
         in_channels: int,
         size: int,
-        num: int,
+        num_convs: int,
         conv_hidden: int | None,
         hidden: int,
         norm: str | None,
@@ -117,9 +117,9 @@ class ConvsFC(nn.Module):
         self.out_channels = hidden
         conv_hidden = conv_hidden or in_channels
         self.convs = _convs(
-            in_channels, num, conv_hidden, norm=norm, norm_eps=norm_eps, bias=norm is None
+            in_channels, num_convs, conv_hidden, norm=norm, norm_eps=norm_eps, bias=norm is None
         )
-        self.fc1 = nn.Linear((conv_hidden if num else in_channels) * size**2, hidden)
+        self.fc1 = nn.Linear((conv_hidden if num_convs else in_channels) * size**2, hidden)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) to (R, hidden)."""
@@ -127,7 +127,7 @@ class ConvsFC(nn.Module):
 
 
 class NormedTwoFC(nn.Module):
-    """Two fully connected layers with norms, written as convolutions (reference model A).
+    """Two fully connected layers with norms, written as convolutions (Matterport's).
 
     Args:
         in_channels: of the pooled features.

@@ -1,4 +1,4 @@
-"""Foreign checkpoints under our names: torchvision's, Detectron2's, Caffe2's and reference model A.
+"""Foreign checkpoints under our names: torchvision's, Detectron2's, Caffe2's and Matterport's.
 
 K classes, a anchors a cell.
 """
@@ -216,7 +216,7 @@ def ratios_outermost(state: dict[str, Tensor], *, num_sizes: int) -> None:
 
 
 def x_before_y(state: dict[str, Tensor]) -> None:
-    """Reference model A's deltas are (dy, dx, dh, dw), ours (dx, dy, dw, dh)."""
+    """Matterport's deltas are (dy, dx, dh, dw), ours (dx, dy, dw, dh)."""
     for key in state:
         if re.search(r"(rpn|box_head\.branch)\.deltas\.", key):
             rows = state[key].unflatten(0, (-1, 4))

@@ -242,7 +242,7 @@ def load_detector(detector: "Detector", weights: str) -> LoadReport:
 
     Args:
         detector: the model.
-        weights: see `read_weights`: of torchvision, of Detectron2, of reference model A's port, or
+        weights: see `read_weights`: of torchvision, of Detectron2, of Matterport's port, or
             a checkpoint of this project.
 
     Raises:
@@ -343,7 +343,7 @@ def _rows_per_class(detector: "Detector") -> dict[str, int]:
     for name, head in detector.named_modules():
         if isinstance(head, BoxBranch):
             sizes[f"{name}.classifier"] = 1
-        if isinstance(head, BoxBranch | MaskHead) and head.rows != "agnostic":
+        if isinstance(head, BoxBranch | MaskHead) and not head.class_agnostic:
             layer, size = ("deltas", 4) if isinstance(head, BoxBranch) else ("classifier", 1)
             sizes[f"{name}.{layer}"] = size
     return {f"{layer}.{kind}": size for layer, size in sizes.items() for kind in ("weight", "bias")}
@@ -367,13 +367,11 @@ def _fit_classes(
         for key in sizes:
             del state[key]
         return sorted(sizes)
-    own = detector.state_dict()
     for key, size in sizes.items():
         rows = state[key].unflatten(0, (-1, size))
         has_background = len(rows) == num_classes + 1
+        # A background's box or mask (torchvision's, Matterport's) is never used.
+        is_score = size == 1 and key.startswith("box_head.")
         chosen = rows[classes + int(has_background)]
-        # torchvision's background has boxes and masks, which are never used.
-        if has_background and len(own[key]) == (len(wanted) + 1) * size:
-            chosen = torch.cat([rows[:1], chosen])
-        state[key] = chosen.flatten(0, 1)
+        state[key] = (torch.cat([rows[:1], chosen]) if is_score else chosen).flatten(0, 1)
     return []

@@ -43,7 +43,7 @@ def binary_mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int)
 
 
 def cropped_mask_targets(masks: Tensor, frames: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """As `mask_targets`, by crop-and-resize of the mini-mask, rounded (reference model A)."""
+    """As `mask_targets`, by crop-and-resize of the mini-mask, rounded (Matterport's)."""
     number = torch.arange(len(masks), device=boxes.device)
     cropped = crop_and_resize(
         [masks[:, None].to(boxes.dtype)],

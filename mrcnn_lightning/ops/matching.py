@@ -27,7 +27,7 @@ class BestMatches(StrEnum):
 class Match(NamedTuple):
     """The outcome of matching."""
 
-    objects: Tensor  # (B, A) int64, the one that the candidate overlaps most
+    matched_gt: Tensor  # (B, A) int64, the object that the candidate overlaps most
     label: Tensor  # (B, A) int64: POSITIVE, NEGATIVE or IGNORED
 
 
@@ -39,6 +39,7 @@ def match(
     positive_iou: float,
     negative_iou: float,
     best_matches: BestMatches,
+    strictly_above: bool = False,
     eligible: Tensor | None = None,
 ) -> Match:
     """Match candidates to objects by IoU (Faster R-CNN, section 3.1.2).
@@ -55,6 +56,7 @@ def match(
         positive_iou: at or above it a candidate is positive.
         negative_iou: below it a candidate is negative.
         best_matches: which of an object's best candidates are positive.
+        strictly_above: whether a candidate at `positive_iou` is not positive yet.
         eligible: (B, A) bool, or None for all; other candidates are ignored, and no object's best.
     """
     shape = (len(boxes), candidates.shape[-2])
@@ -74,7 +76,8 @@ def match(
         is_best_of_an_object |= _best_of_an_object(ious, best_matches)
     label = torch.full_like(best_index, IGNORED)
     label = torch.where(best_iou < negative_iou, NEGATIVE, label)
-    label = torch.where((best_iou >= positive_iou) | is_best_of_an_object, POSITIVE, label)
+    is_positive = best_iou > positive_iou if strictly_above else best_iou >= positive_iou
+    label = torch.where(is_positive | is_best_of_an_object, POSITIVE, label)
     if eligible is not None:
         label = torch.where(eligible, label, IGNORED)
     return Match(best_index, label)

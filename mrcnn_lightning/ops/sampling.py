@@ -31,7 +31,7 @@ class SampledIndices(NamedTuple):
     valid: Tensor  # (B, S) bool, false where there were not enough candidates
 
 
-def image_key(seed: int, epoch: int, image_id: int) -> int:
+def image_seed(seed: int, epoch: int, image_id: int) -> int:
     """A 32-bit seed for all that is random about one image in one epoch."""
     return _digest(seed, epoch, image_id)
 
@@ -53,16 +53,16 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ (bits >> 16)
 
 
-def random_keys(keys: Tensor, stage: Stage, slots: Tensor) -> Tensor:
+def random_keys(seeds: Tensor, stage: Stage, slots: Tensor) -> Tensor:
     """Random int64 numbers (B, N) >= 0 that depend on image, stage and slot alone.
 
     Args:
-        keys: (B,) the images' seeds from `image_key`.
+        seeds: (B,) the images', from `image_seed`.
         stage: what is drawn.
         slots: (N,) or (B, N) int64 in 0..2^31, the candidates' names; other ones, other numbers.
     """
-    seeds = _mix(keys ^ _mix(torch.full_like(keys, int(stage))))
-    bits = _mix(seeds[:, None] ^ _mix(slots))  # (B, N)
+    of_stage = _mix(seeds ^ _mix(torch.full_like(seeds, int(stage))))
+    bits = _mix(of_stage[:, None] ^ _mix(slots))  # (B, N)
     return (bits << 31) | slots
 
 

@@ -9,7 +9,7 @@ from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.sizing import PadToMultiple
 from mrcnn_lightning.data.transforms import Sample, compose_transforms
-from mrcnn_lightning.ops.sampling import image_key
+from mrcnn_lightning.ops.sampling import image_seed
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(dataset: COCODataset
     others = [dataset[(epoch, 5)] for epoch in range(1, 6)]
     assert not any(equal(other, first) for other in others)
     assert len({tuple(other.image.shape) for other in others}) > 1
-    assert first.key == image_key(3, 0, first.image_id)
+    assert first.key == image_seed(3, 0, first.image_id)
 
 
 def test_a_transform_that_fails_names_the_image(dataset: COCODataset) -> None:
@@ -112,7 +112,7 @@ def test_batches_are_padded() -> None:
     batch = collate([sample(30, 50, 0), sample(64, 33, 3)], canvas=PadToMultiple(multiple=32))
     assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
     assert (batch.images[0, :, :30, :50] == 7).all() and batch.images[0].sum() == 7 * 3 * 30 * 50
-    assert batch.image_ids.tolist() == [40, 43] and batch.keys.tolist() == [0, 3]
+    assert batch.image_ids.tolist() == [40, 43] and batch.seeds.tolist() == [0, 3]
     assert batch.windows.tolist() == [[0, 0, 50, 30], [0, 0, 33, 64]]
     assert batch.scales.tolist() == [[0.25, 0.5]] * 2
     assert batch.original_sizes.tolist() == [[60, 200], [128, 132]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
-from mrcnn_lightning.ops.sampling import image_key
+from mrcnn_lightning.ops.sampling import image_seed
 
 SIZES = torch.tensor([[30, 40]] * 37 + [[40, 30]] * 14)
 
@@ -140,7 +140,7 @@ def test_a_device_has_images_of_one_orientation_and_a_step_has_both(
         for part in range(accumulate)
     ]
     batches = list(chain.from_iterable(steps))
-    generator = torch.Generator().manual_seed(image_key(1, 0, -1))
+    generator = torch.Generator().manual_seed(image_seed(1, 0, -1))
     order = torch.randperm(len(MIXED), generator=generator)[:96].tolist()
     assert batches == grouped(order, 8 // (world_size * accumulate))
     if world_size == 4:

@@ -167,7 +167,7 @@ MISSING = object()
         ("model.backbone.width", 10**6, "does not fit the model that it describes: its weights"),
         ("model.backbone.width", "x", "does not fit the model that it describes: "),
         ("model.box_head.trunk.hidden", 10**6, "does not fit .* of another shape"),
-        ("model.mask_head.trunk.num", 10**6, "does not fit .*: it has more than 1.* tensors"),
+        ("model.mask_head.trunk.num_convs", 10**6, "does not fit .*: it has more than 1.* tensors"),
         ("model.rpn", {}, "does not fit the model that it describes: "),
         ("model.neck", None, "does not fit the model that it describes: "),
         (

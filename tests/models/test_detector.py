@@ -90,7 +90,7 @@ def test_sampling_is_keyed_by_the_image_alone(model: Detector) -> None:
     torch.manual_seed(12345)
     again = model.loss(batch)
     assert all(torch.equal(first[name], again[name]) for name in LOSSES)
-    batch.keys = batch.keys + 1
+    batch.seeds = batch.seeds + 1
     assert not torch.equal(model.loss(batch)["loss_objectness"], first["loss_objectness"])
 
 
@@ -113,7 +113,7 @@ def test_what_is_padded_does_not_matter(model: Detector) -> None:
     assert not expected[:, :, 80:].any() and not expected[:, :, :, 100:].any()
     batch.images[:, :, 80:] = 77
     assert torch.equal(model.normalize(batch), expected)
-    # Zero before the mean is taken off, as reference model A's canvas.
+    # Zero before the mean is taken off, as Matterport's canvas.
     model.pad_first = True
     pixels = model.backbone.pixels
     outside = -torch.tensor(pixels.mean) / torch.tensor(pixels.std)

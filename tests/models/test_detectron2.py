@@ -21,7 +21,7 @@ from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.weight_names import COCO_80
 from mrcnn_lightning.models.weights import load_backbone, load_detector
 from mrcnn_lightning.structures import Batch
-from tests.conftest import build_model, make_batch
+from tests.conftest import BACKBONES, build_model, make_batch, published
 from tests.models.test_backbones import build
 
 Shapes = dict[str, tuple[int, ...]]
@@ -30,7 +30,13 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 ARCHITECTURES = {
     "R50-FPN": {"model": "mask_rcnn_d2"},
     "R101-FPN": {"model": "mask_rcnn_d2", "depth": 101, "backbone": "resnet101_caffe"},
-    "X101-FPN": {"model": "mask_rcnn_d2_x101", "depth": 101, "groups": 32, "per_group": 8},
+    "X101-FPN": {
+        "model": "mask_rcnn_d2",
+        "backbone": "resnext101_32x8d_caffe",
+        "depth": 101,
+        "groups": 32,
+        "per_group": 8,
+    },
     "R50-C4": {"model": "mask_rcnn_d2_c4", "kind": "c4"},
     "R50-DC5": {"model": "mask_rcnn_d2_dc5", "kind": "dc5"},
     "R50-FPN-GN": {"model": "mask_rcnn_d2_gn", "norm": "gn", "convs": 4},
@@ -147,8 +153,9 @@ def test_every_key_is_loaded(architecture: str, suffix: str, tmp_path: Path) -> 
     extra = {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
     extra["proposal_generator.anchor_generator.cell_anchors.0"] = torch.zeros(3, 4)
     save(state | extra, tmp_path / f"model{suffix}")
-    backbone = [f"backbone={settings['backbone']}"] if "backbone" in settings else []
-    model = build_model(f"model={settings['model']}", *backbone, class_names=COCO_80)
+    name = str(settings["model"])
+    backbone = settings.get("backbone", BACKBONES[name])
+    model = build_model(f"model={name}", f"backbone={backbone}", class_names=COCO_80)
     report = load_detector(model, str(tmp_path / f"model{suffix}"))
     assert len(report.loaded) == len(shapes) and not report.replaced
     assert sorted(report.left_over) == sorted(extra)
@@ -159,11 +166,11 @@ def test_every_key_is_loaded(architecture: str, suffix: str, tmp_path: Path) -> 
 
 
 STATE_OF = {
-    "R50-FPN": ["model=mask_rcnn_d2"],
-    "R50-C4": ["model=mask_rcnn_d2_c4"],
-    "R50-DC5": ["model=mask_rcnn_d2_dc5", "model.box_head.trunk.hidden=32"],
-    "R50-FPN-GN": ["model=mask_rcnn_d2_gn"],
-    "R50-FPN-Cascade": ["model=cascade_mask_rcnn"],
+    "R50-FPN": published("mask_rcnn_d2"),
+    "R50-C4": published("mask_rcnn_d2_c4"),
+    "R50-DC5": [*published("mask_rcnn_d2_dc5"), "model.box_head.trunk.hidden=32"],
+    "R50-FPN-GN": published("mask_rcnn_d2_gn"),
+    "R50-FPN-Cascade": published("cascade_mask_rcnn"),
 }
 NUM_CLASSES = 5
 FEW = 60  # proposals
@@ -196,8 +203,8 @@ def case(
     save(state, path)
     model = build_model(
         *STATE_OF[name],
-        f"model.rpn.selector.num={FEW}",
-        f"model.box_head.selector.num={MOST}",
+        f"model.rpn.selector.num_proposals={FEW}",
+        f"model.box_head.selector.num_detections={MOST}",
         class_names=[f"class {k}" for k in range(NUM_CLASSES)],
     ).double()
     load_detector(model, str(path))

@@ -1,4 +1,4 @@
-"""Reference model B against the golden values that were computed with numpy from its definition."""
+"""py-faster-rcnn against the golden values that were computed with numpy from its definition."""
 
 import json
 from copy import deepcopy
@@ -12,7 +12,7 @@ from torch import Tensor
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.boxes import decode, encode, iou
 from mrcnn_lightning.structures import Targets
-from tests.conftest import SHARED, build_model, compose, make_batch
+from tests.conftest import SHARED, build_model, compose, make_batch, published
 
 SIDE = 50  # cells of an 800 x 800 image
 
@@ -27,7 +27,7 @@ def golden() -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> Detector:
-    return build_model("model=faster_rcnn_vgg16", "model.box_head.trunk.hidden=32").double()
+    return build_model(*published("faster_rcnn_vgg16"), "model.box_head.trunk.hidden=32").double()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_sampling_takes_half_positives_at_most_and_only_anchors_inside(model: De
     assert batch.targets is not None
     feature = torch.zeros(1, 512, 20, 22, dtype=torch.float64)
     anchors = model.rpn.anchors([feature], model.rpn.strides, (320, 352))
-    sampled, _ = model.rpn.sampler(anchors, batch.targets, batch.windows, batch.keys)
+    sampled, _ = model.rpn.sampler(anchors, batch.targets, batch.windows, batch.seeds)
     chosen = anchors[sampled.indices[sampled.valid]]
     assert len(chosen) > 50 and sampled.positive.sum() <= 128 and sampled.positive.any()
     assert (chosen >= 0).all() and (chosen[:, 2] <= 352).all() and (chosen[:, 3] <= 320).all()
@@ -118,17 +118,21 @@ def test_row_by_row(model: Detector) -> None:
     assert (rpn.convs[0].kernel_size, rpn.convs[0].out_channels) == ((3, 3), 512)
     assert list(rpn.delta_weights) == [1, 1, 1, 1]
     assert list(head.branch.delta_weights) == [10, 10, 5, 5]
-    assert (rpn.selector.candidates, rpn.selector.num) == ((6000, 12000), (300, 2000))
+    assert (rpn.selector.pre_nms_topk, rpn.selector.num_proposals) == ((6000, 12000), (300, 2000))
     assert (rpn.selector.nms_iou, rpn.selector.min_side) == (0.7, 16)
     sampler = model.roi_sampler
-    assert (sampler.num, sampler.positive_fraction, sampler.add_ground_truth) == (128, 0.25, True)
+    assert (sampler.num_rois, sampler.positive_fraction, sampler.add_ground_truth) == (
+        128,
+        0.25,
+        True,
+    )
     assert (sampler.positive_iou, sampler.negative_iou) == (0.5, 0.5)
     assert (rpn.box_loss.beta, head.branch.box_loss.beta) == (pytest.approx(1 / 9), 1.0)
-    assert head.branch.classifier.out_features == 4 and head.branch.deltas.out_features == 16
+    assert head.branch.classifier.out_features == 4 and head.branch.deltas.out_features == 12
     assert abs(head.branch.classifier.weight.std().item() - 0.01) < 0.003
     assert abs(head.branch.deltas.weight.std().item() - 0.001) < 0.0003
     assert (head.selector.min_score, head.selector.nms_iou) == (0.05, 0.3)
-    cfg = compose("model=faster_rcnn_vgg16")
+    cfg = compose("experiment=faster_rcnn_vgg16")
     assert cfg.model.box_head.trunk.hidden == 4096
     assert (cfg.data.resize.min_size, cfg.data.resize.max_size) == (600, 1000)
     assert (cfg.optimizer.lr, cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (
@@ -159,7 +163,7 @@ def test_small_boxes_go_before_candidates_are_counted(model: Detector) -> None:
         deltas=torch.cat([shifts / 5, sides - 2.5], dim=2),  # many are small
     )
     selector = deepcopy(model.rpn.selector)
-    selector.candidates, selector.num = (100, 100), (100, 100)
+    selector.pre_nms_topk, selector.num_proposals = (100, 100), (100, 100)
     found = selector(output, batch.windows, training=False)
     for image, (width, height) in enumerate(batch.windows[:, 2:].tolist()):
         boxes = decode(output.deltas[image], output.anchors, [1.0] * 4)
@@ -176,7 +180,7 @@ def test_small_boxes_go_before_candidates_are_counted(model: Detector) -> None:
 def test_heads_are_vggs_layers_with_its_weights(tmp_path: Any) -> None:
     peer = torchvision.models.vgg16()
     torch.save(peer.state_dict(), tmp_path / "vgg16.pth")
-    model = build_model("model=faster_rcnn_vgg16", f"backbone.weights={tmp_path}/vgg16.pth")
+    model = build_model(*published("faster_rcnn_vgg16"), f"backbone.weights={tmp_path}/vgg16.pth")
     pooled = torch.randn(2, 512, 7, 7)
     expected = torch.nn.Sequential(*[peer.classifier[i] for i in (0, 1, 3, 4)])(pooled.flatten(1))
     torch.testing.assert_close(model.box_head.branch.trunk(pooled), expected)
@@ -184,7 +188,7 @@ def test_heads_are_vggs_layers_with_its_weights(tmp_path: Any) -> None:
     assert all(torch.equal(features[key], peer.features.state_dict()[key]) for key in features)
     with pytest.raises(Exception, match="is no VGG-16's classifier"):
         build_model(
-            "model=faster_rcnn_vgg16",
+            *published("faster_rcnn_vgg16"),
             f"backbone.weights={tmp_path}/vgg16.pth",
             "model.box_head.trunk.hidden=64",
         )

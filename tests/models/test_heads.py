@@ -57,7 +57,7 @@ def test_each_stage_of_a_cascade_learns_from_the_boxes_of_the_one_before(
     rois = SampledRoIs(
         boxes=boxes,
         labels=labels[None],
-        objects=index[None],
+        matched_gt=index[None],
         valid=torch.ones(1, 60, dtype=torch.bool),
     )
     losses = cascade.loss(features, rois, batch.targets, batch.windows)
@@ -92,7 +92,7 @@ def test_argmax_selector_is_its_definition() -> None:
     scores = (torch.randn(2, 80, 4, generator=generator).double() * 2).softmax(-1)
     boxes = random_boxes(2, 80, seed=1)[:, :, None].expand(-1, -1, 3, -1) + torch.rand(2, 80, 3, 4)
     valid = torch.rand(2, 80, generator=generator) < 0.8
-    found = ArgmaxSelector(min_score=0.4, nms_iou=0.3, num=10)(scores, boxes, valid)
+    found = ArgmaxSelector(min_score=0.4, nms_iou=0.3, num_detections=10)(scores, boxes, valid)
     for image in range(2):
         best, label = scores[image].max(1)
         rows = [
@@ -114,7 +114,7 @@ def test_argmax_selector_is_its_definition() -> None:
 def test_one_box_for_all_classes_is_every_classes_box() -> None:
     scores, boxes = torch.rand(1, 20, 4), random_boxes(1, 20).float()[:, :, None]
     valid = torch.ones(1, 20, dtype=torch.bool)
-    selector = DetectionSelector(min_score=0.3, nms_iou=0.5, num=30, min_side=0.0)
+    selector = DetectionSelector(min_score=0.3, nms_iou=0.5, num_detections=30, min_side=0.0)
     shared = selector(scores, boxes, valid)
     own = selector(scores, boxes.expand(-1, -1, 3, -1), valid)
     assert shared.labels.any()
@@ -125,7 +125,7 @@ def test_one_box_for_all_classes_is_every_classes_box() -> None:
 def test_values_that_are_not_finite_are_no_detections() -> None:
     scores = torch.full((1, 5, 3), 0.3)
     boxes = torch.full((1, 5, 1, 4), torch.nan)
-    found = DetectionSelector(min_score=0.05, nms_iou=0.5, num=4, min_side=0.0)(
+    found = DetectionSelector(min_score=0.05, nms_iou=0.5, num_detections=4, min_side=0.0)(
         scores, boxes, torch.ones(1, 5, dtype=torch.bool)
     )
     assert not found.labels.any() and not found.boxes.any()

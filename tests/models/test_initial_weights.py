@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from mrcnn_lightning.models.detector import Detector
-from tests.conftest import build_model
+from tests.conftest import build_model, published
 
 FAST = ["backbone.width=16", "model.neck.out_channels=64"]
 SLIM = [*FAST, "model.box_head.trunk.hidden=256"]
@@ -64,7 +64,7 @@ def detectron2s(model: Detector) -> dict[nn.Module, tuple[float, bool]]:
 def test_detectron2s(model: str) -> None:
     slim = ["backbone.width=16"] if model.endswith(("dc5", "c4")) else FAST
     hidden = [] if model.endswith("c4") else ["model.box_head.trunk.hidden=256"]
-    detector = build_model(f"model={model}", *slim, *hidden)
+    detector = build_model(*published(model), *slim, *hidden)
     by_layer = detectron2s(detector)
     names = {layer: name for name, layer in detector.named_modules()}
     wrong = [
@@ -100,7 +100,7 @@ def test_torchvisions() -> None:
 
 def test_matterports() -> None:
     """Keras's glorot_uniform, which no layer there changes, and zero biases."""
-    model = build_model("model=matterport", *SLIM, "model.rpn.hidden=64")
+    model = build_model(*published("matterport"), *SLIM, "model.rpn.hidden=64")
     count = 0
     for part in (model.neck, model.rpn, model.box_head, model.mask_head):
         for name, layer in part.named_modules():
@@ -112,8 +112,8 @@ def test_matterports() -> None:
 
 
 def test_vggs() -> None:
-    """torchvision's VGG without weights, and reference model B's last layers."""
-    model = build_model("model=faster_rcnn_vgg16", "model.box_head.trunk.hidden=64")
+    """torchvision's VGG without weights, and py-faster-rcnn's last layers."""
+    model = build_model(*published("faster_rcnn_vgg16"), "model.box_head.trunk.hidden=64")
     branch = model.box_head.branch
     for layer, std in [
         (branch.trunk.fc1, 0.01),

@@ -7,18 +7,24 @@ import torch
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.detector import Detector
-from tests.conftest import build_model, make_batch
+from tests.conftest import build_model, make_batch, published
 from tests.test_conf import options
 
 # Little to sort and to pool; a small image has few anchors anyway.
 FEW = [
-    "model.rpn.selector.candidates=20",
-    "model.rpn.selector.candidates_in_training=40",
-    "model.rpn.selector.num=10",
-    "model.rpn.selector.num_in_training=20",
-    "model.roi_sampler.num=16",
+    "model.rpn.selector.pre_nms_topk=20",
+    "model.rpn.selector.pre_nms_topk_in_training=40",
+    "model.rpn.selector.num_proposals=10",
+    "model.rpn.selector.num_proposals_in_training=20",
+    "model.roi_sampler.num_rois=16",
 ]
 FPN_STRIDES = [4, 8, 16, 32, 64]
+MAP_STRIDES = {
+    "mobilenet_v3_large_c5": [32, 32],
+    "resnet50_caffe_c4": [16],
+    "resnet50_caffe_dc5": [16],
+    "vgg16_conv5": [16],
+}
 STRIDES = {
     "faster_rcnn_mobilenet_v3": [32, 32, 64],
     "faster_rcnn_vgg16": [16],
@@ -59,8 +65,14 @@ def test_backbone(name: str) -> None:
     if name == "timm":
         pytest.importorskip("timm", reason='timm is an extra: pip install -e ".[timm]"')
     slim = ["backbone.width=32"] if re.match("(wide_)?res", name) else []
-    model = build_model(f"backbone={name}", *FEW, *slim, "model.neck.out_channels=32")
-    assert model.backbone.strides == [4, 8, 16, 32]
+    strides = MAP_STRIDES.get(name, FPN_STRIDES[:4])
+    sizes = ",".join(["[32,64]"] * (len(strides) + 1))
+    sizes = f"model.rpn.anchors.sizes=[{sizes}]"
+    neck = "model.neck.out_channels=32"
+    if name == "resnet50_caffe_c4":
+        neck, sizes = "model=mask_rcnn_d2_c4", "model.rpn.anchors.sizes=[[32,64]]"
+    model = build_model(f"backbone={name}", *FEW, *slim, neck, sizes)
+    assert model.backbone.strides == strides
     maps = model.backbone.eval()(torch.zeros(1, 3, 64, 64))
     assert [feature.shape[1] for feature in maps] == model.backbone.out_channels
     assert [64 // feature.shape[2] for feature in maps] == model.backbone.strides
@@ -71,11 +83,14 @@ def test_backbone(name: str) -> None:
 def test_model(name: str) -> None:
     slim = ["model.box_head.trunk.hidden=128"] if name.endswith(("dc5", "vgg16")) else []
     if name == "matterport":  # ground truth is no RoI of its own: one must be found
-        slim += [f"model.rpn.selector.{key}_in_training=2000" for key in ("candidates", "num")]
-    model = build_model(f"model={name}", *FEW, *slim)
+        slim += [
+            f"model.rpn.selector.{key}_in_training=2000"
+            for key in ("pre_nms_topk", "num_proposals")
+        ]
+    model = build_model(*published(name), *FEW, *slim)
     assert model.neck.strides == STRIDES.get(name, FPN_STRIDES)
     assert (model.mask_head is None) == name.startswith("faster")
-    # Reference model B learns from anchors inside the image alone, of 128 pixels and more.
+    # It learns from anchors inside the image alone, of 128 pixels and more.
     train_a_step_and_predict(model, (160, 224) if name == "faster_rcnn_vgg16" else (64, 96))
 
 
@@ -98,9 +113,8 @@ def test_norms_everywhere(norm: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "model.box_head.rows=agnostic",
-        "model.mask_head.rows=agnostic",
-        "model.mask_head.rows=classes_and_background",
+        "model.box_head.class_agnostic=true",
+        "model.mask_head.class_agnostic=true",
         "model/box_head=cascade",
         "model.box_head.pooler.sampling_ratio=0",
         "model/box_loss@model.box_head.box_loss=giou",
@@ -115,13 +129,16 @@ def test_variants(override: str) -> None:
 
 @pytest.mark.parametrize("head", ["two_fc", "convs_fc", "cascade"])
 def test_heads_after_the_stage_for_rois(head: str) -> None:
-    slim = ["model=mask_rcnn_d2_c4", "backbone.width=16", "model.box_head.pooler.output_size=14"]
+    slim = [
+        *published("mask_rcnn_d2_c4"),
+        "backbone.width=16",
+        "model.box_head.pooler.output_size=14",
+    ]
     train_a_step_and_predict(build_model(*slim, *FEW, f"model/box_head={head}"))
 
 
-def test_unknown_layers_rows_and_networks_are_named() -> None:
+def test_unknown_layers_and_networks_are_named() -> None:
     for overrides, message in [
-        (["model.box_head.rows=each"], "rows=each is not one of classes, classes_and_background"),
         (
             ["backbone.outputs=[layer7]"],
             "the backbone has no layer layer7 to hand out; it has conv1",
@@ -134,7 +151,7 @@ def test_unknown_layers_rows_and_networks_are_named() -> None:
         (["model.rpn.logits_per_anchor=3"], "model.rpn.logits_per_anchor=3 .* 1 or 2 logits"),
         (["model.rpn.anchors.sizes=[[],[],[],[],[]]"], "at least one of them"),
         (["model.rpn.box_loss.mean_over=all"], "mean_over=all is not one of sampled, positives"),
-        (["model.mask_head.trunk.num=-1"], "trunk.num=-1 convolutions: give 0 or more"),
+        (["model.mask_head.trunk.num_convs=-1"], "num_convs=-1: give 0 or more"),
         (["model.roi_sampler.positive_fraction=2"], "positive_fraction=2: give at least one RoI"),
         (["backbone=vgg16", "backbone.norm_eps=1e-3"], "a network's own has its own"),
     ]:

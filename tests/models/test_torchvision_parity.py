@@ -23,7 +23,7 @@ from mrcnn_lightning.models.weight_names import TORCHVISION, translate
 from mrcnn_lightning.models.weights import load_detector
 from mrcnn_lightning.ops.masks import paste_masks
 from mrcnn_lightning.structures import Batch, Detections
-from tests.conftest import build_model, make_batch
+from tests.conftest import build_model, make_batch, published
 
 NUM_CLASSES = 7
 SIZES = [(120, 160), (160, 102)]
@@ -43,10 +43,10 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 MODELS = {
     "maskrcnn_resnet50_fpn": ["model=mask_rcnn"],
-    "maskrcnn_resnet50_fpn_v2": ["model=mask_rcnn_v2"],
-    "fasterrcnn_resnet50_fpn_v2": ["model=faster_rcnn_v2"],
+    "maskrcnn_resnet50_fpn_v2": published("mask_rcnn_v2"),
+    "fasterrcnn_resnet50_fpn_v2": published("faster_rcnn_v2"),
     "fasterrcnn_mobilenet_v3_large_fpn": [
-        "model=faster_rcnn_mobilenet_v3",
+        *published("faster_rcnn_mobilenet_v3"),
         "backbone.norm=bn",
     ],
 }
@@ -115,8 +115,8 @@ def ours(name: str, peer: Any, tmp_path_factory: pytest.TempPathFactory) -> Dete
         "backbone.trainable_stages=" + ("3" if name == "maskrcnn_resnet50_fpn" else "5"),
         "model.rpn.selector.min_score=0.0",
         "model.roi_sampler.positive_fraction=0.25",
-        "model.roi_sampler.num=64",
-        "model.box_head.selector.num=60",
+        "model.roi_sampler.num_rois=64",
+        "model.box_head.selector.num_detections=60",
         class_names=[f"class {k}" for k in range(NUM_CLASSES)],
     )
     load_detector(model, str(path))
@@ -226,7 +226,7 @@ def losses_of_peer(
     labels, matched = rpn.assign_targets_to_anchors(anchors, targets)
     labels = [label.double() for label in labels]  # or torchvision's loss falls back to float32
     goals = rpn.box_coder.encode(matched, anchors)
-    sampled, _ = ours.rpn.sampler(output.anchors, batch.targets, batch.windows, batch.keys)
+    sampled, _ = ours.rpn.sampler(output.anchors, batch.targets, batch.windows, batch.seeds)
 
     def same_anchors(_: Any) -> tuple[list[Tensor], list[Tensor]]:
         positive, negative = [], []
@@ -246,7 +246,7 @@ def losses_of_peer(
     heads: RoIHeads = peer.roi_heads
     proposed = ours.rpn.propose(output, batch, training=True)
     proposals, valid, _ = proposed
-    rois = ours.roi_sampler(proposed, batch.targets, batch.keys)
+    rois = ours.roi_sampler(proposed, batch.targets, batch.seeds)
     pool = heads.add_gt_proposals(
         [proposals[i, valid[i]] for i in range(len(batch))], [t["boxes"] for t in targets]
     )

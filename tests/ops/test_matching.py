@@ -99,7 +99,7 @@ def test_candidates_that_are_not_eligible_are_ignored_and_no_objects_best() -> N
     alone = matching.match(boxes, valid, candidates[eligible[0]], best_matches=best, **options)
     assert (label[~eligible] == matching.IGNORED).all()
     assert torch.equal(label[eligible], alone.label[0])
-    assert torch.equal(objects[eligible], alone.objects[0])
+    assert torch.equal(objects[eligible], alone.matched_gt[0])
 
 
 def test_overlaps() -> None:

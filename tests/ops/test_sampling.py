@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mrcnn_lightning.ops.sampling import Stage, image_key, random_keys, sample
+from mrcnn_lightning.ops.sampling import Stage, image_seed, random_keys, sample
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_random_keys_go_by_name_and_not_by_place() -> None:
 
 def test_every_candidate_is_as_likely_as_any_other() -> None:
     draws = 4000
-    keys = torch.tensor([image_key(0, epoch, 5) for epoch in range(draws)])
+    keys = torch.tensor([image_seed(0, epoch, 5) for epoch in range(draws)])
     label = torch.zeros(draws, 64, dtype=torch.int64)
     random = random_keys(keys, Stage.ANCHORS, torch.arange(64))
     indices, _, _ = sample(label, random, num=16, positive_fraction=0.5)
@@ -74,6 +74,6 @@ def test_every_candidate_is_as_likely_as_any_other() -> None:
     assert correlation.abs() < 0.01
 
 
-def test_image_key_depends_on_all_it_is_given() -> None:
-    keys = {image_key(s, e, i) for s in range(3) for e in range(3) for i in range(3)}
+def test_image_seed_depends_on_all_it_is_given() -> None:
+    keys = {image_seed(s, e, i) for s in range(3) for e in range(3) for i in range(3)}
     assert len(keys) == 27 and all(0 <= key < 2**32 for key in keys)

@@ -42,7 +42,7 @@ class Recorder(Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Note the batch."""
-        row = [batch.image_ids.tolist(), int(batch.images.long().sum()), batch.keys.tolist()]
+        row = [batch.image_ids.tolist(), int(batch.images.long().sum()), batch.seeds.tolist()]
         with Path(f"{self.file}{trainer.global_rank}").open("a") as file:
             file.write(json.dumps(row) + "\n")
         if trainer.global_step == self.kill_after:
