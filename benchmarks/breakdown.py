@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mrcnn_lightning.models import box_head, mask_head, proposals, rpn
 from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.models.heads import box_head, mask_head
+from mrcnn_lightning.models.rpn import proposals, rpn
 
 CONVOLUTIONS = "convolutions and matrix products"
 OTHER = "other"

@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
+from mrcnn_lightning.app.run import CONF
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.weights import load_detector
-from mrcnn_lightning.run import CONF
 from mrcnn_lightning.structures import Batch, Targets
+from mrcnn_lightning.weights.load import load_detector
 
 NUM_CLASSES = 80
 MINI_MASK = 112

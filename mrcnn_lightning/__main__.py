@@ -1,5 +1,5 @@
 """`python -m mrcnn_lightning` is the `mrcnn` command."""
 
-from mrcnn_lightning.cli import app
+from mrcnn_lightning.app.cli import app
 
 app(prog_name="mrcnn")

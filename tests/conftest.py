@@ -14,9 +14,9 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
+from mrcnn_lightning.app.run import CONF, main
 from mrcnn_lightning.data.shapes import generate_shapes
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.run import CONF, main
 from mrcnn_lightning.structures import Batch, Targets
 
 ROOT = Path(__file__).parent.parent

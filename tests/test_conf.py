@@ -13,8 +13,8 @@ import yaml
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from mrcnn_lightning.run import CONF
-from mrcnn_lightning.values import check_values
+from mrcnn_lightning.app.run import CONF
+from mrcnn_lightning.app.values import check_values
 from tests.conftest import compose
 
 # Arguments that a part gets from whoever completes it.
@@ -50,7 +50,8 @@ COMPLETED = {
     "detectron2": {"detector"},
     "vgg": {"detector"},
     "matterport": {"detector"},
-    "DetectionTask": {"class_names", "category_ids", "spec"},
+    "DetectionTask": {"description"},
+    "COCODataModule": {"with_masks"},
     "multistep": {"optimizer", "total_steps"},
     "cosine": {"optimizer", "total_steps"},
 }
@@ -65,7 +66,7 @@ CHOICES = [
     *(f"backbone/pixels={name}" for name in options("backbone/pixels")),
     *(f"model={name}" for name in options("model")),
     *(f"model/neck={name}" for name in options("model/neck")),
-    *(f"model/box_head={name}" for name in options("model/box_head")),
+    *(f"model/box_head={name}" for name in options("model/box_head") if name != "roi_pool"),
     *(f"model/box_loss@model.rpn.box_loss={name}" for name in options("model/box_loss")),
     *(f"model/mask_head={name}" for name in options("model/mask_head")),
     *(f"data={name}" for name in options("data")),
@@ -122,7 +123,7 @@ def test_only_recipes_touch_other_groups() -> None:
     for file in CONF.rglob("*.yaml"):
         parts, text = file.relative_to(CONF).parts, file.read_text()
         if parts[0] not in GLOBAL:
-            assert "@package" not in text, file
+            assert "# @package" not in text, file
             choices = (yaml.safe_load(text) or {}).get("defaults", [])
             for choice in choices if len(parts) > 1 else []:
                 name = next(iter(choice)) if isinstance(choice, dict) else choice
@@ -167,27 +168,53 @@ def test_what_is_chosen_wins_whole(recipe: str | None) -> None:
         assert OmegaConf.to_container(cfg[group]) == alone(group, option), words
 
 
-# What does not belong together, and what is said of it.
-LEVELS = "model.rpn.anchors.sizes has {} levels, but the neck gives {}"
-ROI_STAGE = "roi_layer|no such stage"
+@pytest.mark.slow
+def test_every_pair_of_model_and_backbone_composes_whole() -> None:
+    """With optimizers and schedulers dealt out so that each meets each model and each backbone."""
+    optimizers, schedulers = options("optimizer"), options("scheduler")
+    for i, model in enumerate(options("model")):
+        for k, backbone in enumerate(options("backbone")):
+            chosen = {
+                "model": model,
+                "backbone": backbone,
+                "optimizer": optimizers[(i + k) % len(optimizers)],
+                "scheduler": schedulers[(2 * i + k) % len(schedulers)],
+            }
+            cfg = compose(*(f"{group}={option}" for group, option in chosen.items()))
+            for group, option in chosen.items():
+                assert OmegaConf.to_container(cfg[group]) == alone(group, option), chosen
 
 
-def test_every_model_with_every_backbone_builds_or_says_why_not() -> None:
-    refused = {}
-    for model in options("model"):
-        tree = OmegaConf.to_container(compose(f"model={model}"))
-        assert isinstance(tree, dict)
-        for backbone in options("backbone"):
-            tree["backbone"] = alone("backbone", backbone) | {"weights": None}
-            config = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)["model"]  # type: ignore[index, call-overload]
-            make = hydra.utils.instantiate(config, _convert_="all")
-            with torch.device("meta"):
-                try:
+# One backbone of each kind that a model can tell apart, and the maps that it hands out.
+KINDS = {
+    "mobilenet_v2": "pyramid",
+    "mobilenet_v3_large_c5": "two maps",
+    "resnet50_caffe_c4": "a stage for RoIs",
+    "resnet50_caffe_dc5": "one map",
+    "vgg16_conv5": "one map",
+}
+BELONG = {
+    "faster_rcnn_mobilenet_v3": {"two maps"},
+    "mask_rcnn_d2_c4": {"a stage for RoIs"},
+    "mask_rcnn_d2_dc5": {*KINDS.values()},
+    "faster_rcnn_vgg16": {*KINDS.values()},
+}
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_a_backbone_of_another_kind_is_one_sentence(model: str) -> None:
+    tree = OmegaConf.to_container(compose(f"model={model}"))
+    assert isinstance(tree, dict)
+    for backbone, kind in KINDS.items():
+        whole = OmegaConf.create(tree | {"backbone": alone("backbone", backbone)})
+        make = hydra.utils.instantiate(whole.model, _convert_="all")
+        with torch.device("meta"):
+            if kind in BELONG.get(model, {"pyramid"}):
+                make(class_names=["object"])
+            else:
+                with pytest.raises(ValueError, match=r"levels, but the neck gives|stage") as caught:
                     make(class_names=["object"])
-                except Exception as error:
-                    refused[model, backbone] = str(error).splitlines()[0]
-    print({pair: text for pair, text in refused.items()})
-    assert False
+                assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["matterport", "mask_rcnn", "faster_rcnn_vgg16"])
@@ -225,7 +252,10 @@ def test_published_recipes_sample_a_quarter_of_positives() -> None:
     for experiment in options("experiment"):
         if "rcnn" in experiment:
             cfg = compose(f"experiment={experiment}")
-            assert cfg.name == experiment and cfg.callbacks.early_stopping is None
+            assert cfg.name == experiment
+            if experiment == "faster_rcnn_vgg16":  # py-faster-rcnn's, not Detectron2's
+                continue
+            assert cfg.callbacks.early_stopping is None
             assert cfg.model.roi_sampler.positive_fraction == 0.25
             # Detectron2 decays biases, and leaves images without objects out.
             assert cfg.task.decay_biases and cfg.data.skip_empty

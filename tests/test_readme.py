@@ -10,9 +10,9 @@ import pytest
 import typer.main
 from omegaconf import OmegaConf
 
-from mrcnn_lightning.cli import app
+from mrcnn_lightning.app.cli import app
+from mrcnn_lightning.app.run import CONF
 from mrcnn_lightning.evaluation.coco import NUMBERS
-from mrcnn_lightning.run import CONF
 from tests.conftest import ROOT, compose
 
 TEXT = (ROOT / "README.md").read_text()

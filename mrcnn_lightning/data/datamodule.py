@@ -48,12 +48,13 @@ class COCODataModule(lightning.LightningDataModule):
         resize: of images in evaluation and prediction.
         canvas: of batches.
         train_transforms: torchvision's transforms v2, resizing among them.
-        mini_mask_size: cells a side of the masks that are learnt from; None for no masks.
+        mini_mask_size: cells a side of the masks that are learnt from.
         skip_empty: whether training leaves out images without an object that is no crowd.
         max_objects: at most so many objects of an image in training, drawn at random; or None.
         boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `transform_objects`.
         num_workers: processes a device that load images.
         cache_dir: for packed annotations.
+        with_masks: whether the model has a use for masks.
         seed: of the order of images and of augmentation.
 
     Raises:
@@ -75,16 +76,22 @@ class COCODataModule(lightning.LightningDataModule):
         resize: Resize,
         canvas: Canvas,
         train_transforms: Sequence[Callable[..., Any]],
-        mini_mask_size: int | None,
+        mini_mask_size: int,
         skip_empty: bool,
         max_objects: int | None,
         boxes_from: BoxSource,
         num_workers: int,
         cache_dir: str,
+        with_masks: bool,
         seed: int,
     ) -> None:
         super().__init__()
-        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        sizes = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "mini_mask_size": mini_mask_size,
+        }
+        for key, value in sizes.items():
             if value < 1:
                 raise ValueError(f"data.{key}={value} is less than 1")
         if not isinstance(seed, int):
@@ -92,10 +99,6 @@ class COCODataModule(lightning.LightningDataModule):
         if boxes_from not in get_args(BoxSource):
             raise ValueError(
                 f"data.boxes_from={boxes_from} is not one of {', '.join(get_args(BoxSource))}"
-            )
-        if mini_mask_size is not None and mini_mask_size < 1:
-            raise ValueError(
-                f"data.mini_mask_size={mini_mask_size} is less than 1; null is no masks"
             )
         self.files = {
             "train": (train_images, train_json),
@@ -114,6 +117,7 @@ class COCODataModule(lightning.LightningDataModule):
         self.boxes_from = boxes_from
         self.num_workers = num_workers
         self.cache_dir = cache_dir
+        self.with_masks = with_masks
         self.seed = seed
         self.annotations: dict[str, Annotations] = {}
         self._copies: torch.cuda.Stream | None = None
@@ -134,7 +138,8 @@ class COCODataModule(lightning.LightningDataModule):
         """Read and check the files that a stage needs.
 
         Raises:
-            ValueError: one is missing or wrong, or they do not have the same classes.
+            ValueError: one is missing or wrong, has no annotations or no masks where they are
+                needed, or they do not have the same classes.
         """
         missing = [split for split in SPLITS_OF_STAGE[stage] if split not in self.annotations]
         if missing and self.prepare is not None:
@@ -151,6 +156,7 @@ class COCODataModule(lightning.LightningDataModule):
             )
             self.annotations[split] = annotations
             if stage != "predict":
+                self._require_truth(split)
                 self._report(split, is_evaluated=split == SPLITS_OF_STAGE[stage][-1])
         for split, annotations in self.annotations.items():
             own = set(zip(annotations.category_ids, annotations.class_names, strict=True))
@@ -160,6 +166,19 @@ class COCODataModule(lightning.LightningDataModule):
                     f"data.{split}_json={self.files[split][1]} has other categories than "
                     f"the file beside it: only one of them has {name} with the id {category}"
                 )
+
+    def _require_truth(self, split: str) -> None:
+        """Refuse a file that is not annotated as far as the model needs it."""
+        name, annotations = f"data.{split}_json={self.files[split][1]}", self.annotations[split]
+        if not annotations.is_annotated:
+            raise ValueError(f"{name} has no annotations: stage=predict needs none")
+        without = annotations.without_mask
+        if self.with_masks and without:
+            some = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
+            raise ValueError(
+                f"the model has a mask head, but {len(without)} objects of {name} have no "
+                f"segmentation (annotations {some}): model=faster_rcnn learns from boxes alone"
+            )
 
     @rank_zero_only
     def _report(self, split: str, *, is_evaluated: bool) -> None:
@@ -230,10 +249,10 @@ class COCODataModule(lightning.LightningDataModule):
 
     def _require_masks(self) -> None:
         without = self.annotations["train"].without_mask
-        if self.boxes_from == "file" or (self.mini_mask_size is not None and not without):
+        if self.boxes_from == "file" or (self.with_masks and not without):
             return
-        if self.mini_mask_size is None:
-            reason = "data.mini_mask_size is null, or the model has no mask head"
+        if not self.with_masks:
+            reason = "the model has no mask head"
         else:
             reason = (
                 f"{len(without)} objects of data.train_json={self.files['train'][1]} have no "
@@ -274,7 +293,7 @@ class COCODataModule(lightning.LightningDataModule):
             self.annotations[split],
             folder=self.files[split][0],
             transform=transform,
-            mini_mask_size=self.mini_mask_size,
+            mini_mask_size=self.mini_mask_size if self.with_masks else None,
             skip_empty=in_training and self.skip_empty,
             max_objects=self.max_objects if in_training else None,
             boxes_from=self.boxes_from if in_training else "file",

@@ -14,7 +14,7 @@ from torch import distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mrcnn_lightning.ops.results import coco_results
+from mrcnn_lightning.evaluation.results import coco_results
 from mrcnn_lightning.structures import ImageDetections
 
 # COCO's twelve numbers, in COCO's order.

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from mrcnn_lightning.evaluation.results import coco_results
+from mrcnn_lightning.inference.drawing import draw, save
 from mrcnn_lightning.inference.predictor import Prediction, Predictor
 from mrcnn_lightning.ops.masks import decode_crops
-from mrcnn_lightning.ops.results import coco_results
-from mrcnn_lightning.visualization import draw, save
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.checkpoint import load_checkpoint
 from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import Sample
-from mrcnn_lightning.inference.checkpoint import load_checkpoint
+from mrcnn_lightning.evaluation.results import per_image
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import ImageDetections
 
 PRECISIONS = ("32", "bf16")
@@ -91,13 +91,13 @@ class Predictor:
         Raises:
             ValueError: see `load_checkpoint`, or there is no such device or precision.
         """
-        model, spec = load_checkpoint(path)
+        model, description, resize, canvas = load_checkpoint(path)
         return cls(
             model,
-            category_ids=spec["category_ids"],
-            resize=spec["resize"],
-            canvas=spec["canvas"],
-            show_score=spec["show_score"],
+            category_ids=description.category_ids,
+            resize=resize,
+            canvas=canvas,
+            show_score=description.show_score,
             device=device,
             precision=precision,
             compiled=compiled,
@@ -148,7 +148,7 @@ class Predictor:
         return Sample(
             image=self.resize(image),
             image_id=number,
-            key=0,
+            seed=0,
             original_size=(image.shape[1], image.shape[2]),
             boxes=torch.empty(0, 4),
             labels=torch.empty(0, dtype=torch.int64),

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrcnn_lightning.models.backbones import Backbone
-from mrcnn_lightning.models.poolers import RoIStage
-from mrcnn_lightning.models.roi_sampler import RoISampler
+from mrcnn_lightning.models.backbones.backbone import Backbone
+from mrcnn_lightning.models.heads.roi_sampler import RoISampler
+from mrcnn_lightning.models.roi_stage import RoIStage
 from mrcnn_lightning.ops.masks import Crops
 from mrcnn_lightning.structures import Batch, Detections
 

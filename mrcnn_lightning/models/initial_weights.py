@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mrcnn_lightning.models.box_head import BoxBranch
+from mrcnn_lightning.models.heads.box_head import BoxBranch
 
 if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
@@ -61,9 +61,7 @@ def _branches(detector: "Detector") -> list[BoxBranch]:
 
 
 def _trunks(detector: "Detector") -> list[nn.Module]:
-    """The box head's trunks that no file has filled."""
-    trunks = [branch.trunk for branch in _branches(detector)]
-    return [trunk for trunk in trunks if not getattr(trunk, "is_pretrained", False)]
+    return [branch.trunk for branch in _branches(detector)]
 
 
 def _fully_connected(detector: "Detector") -> list[nn.Linear]:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS
+from mrcnn_lightning.inference.drawing import draw, save, side_by_side
 from mrcnn_lightning.ops.masks import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.task import DetectionTask
-from mrcnn_lightning.visualization import draw, save, side_by_side
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -9,21 +9,21 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mrcnn_lightning.checkpoint import Description
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import COCOMetric
+from mrcnn_lightning.evaluation.results import per_image
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.weight_files import SPEC_KEY
-from mrcnn_lightning.models.weights import differences, load_detector, require_finite
-from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.ops.sampling import step_key
 from mrcnn_lightning.structures import Batch, Detections, ImageDetections
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
 from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+from mrcnn_lightning.weights.own import DESCRIPTION_KEY
+from mrcnn_lightning.weights.report import differences, require_finite
 
 _OWES = "owes_evaluation"  # in a checkpoint
 
@@ -32,11 +32,8 @@ class DetectionTask(lightning.LightningModule):
     """Trains and evaluates a detector.
 
     Args:
-        class_names: of the classes 1..K.
-        category_ids: the annotation file's ids of these classes.
-        spec: what a checkpoint carries so that its model can be rebuilt, plain values only.
+        description: what checkpoints say of the model; it names the classes.
         model: makes the detector from the class names.
-        weights: to start from (see `load_detector`), or None.
         optimizer: makes the optimizer from parameter groups; its `lr` must be bound.
         scheduler: makes the schedule from the optimizer and `total_steps`.
         decay_biases: whether biases decay, as matrices do; norms never do.
@@ -49,11 +46,8 @@ class DetectionTask(lightning.LightningModule):
     def __init__(
         self,
         *,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
-        spec: dict[str, Any],
+        description: Description,
         model: Callable[..., Detector],
-        weights: str | None,
         optimizer: "partial[Optimizer]",
         scheduler: Callable[..., Any],
         decay_biases: bool,
@@ -63,12 +57,8 @@ class DetectionTask(lightning.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.category_ids = list(category_ids)
-        self.spec = spec
-        self.model = model(class_names=class_names)
-        self.is_pretrained = weights is not None or spec["model"]["backbone"]["weights"] is not None
-        if weights is not None:
-            load_detector(self.model, weights)
+        self.description = description
+        self.model = model(class_names=description.class_names)
         if compiled:
             self.model.compile_parts()
         self.make_optimizer = optimizer
@@ -84,23 +74,14 @@ class DetectionTask(lightning.LightningModule):
         self._divergence: Divergence | None = None
 
     def setup(self, stage: str) -> None:
-        """Make the metric of the split that this stage evaluates; without a mask head, no masks.
-
-        Raises:
-            ValueError: the data has no annotations, or no masks where the model wants them.
-        """
+        """Make the metric of the split that this stage evaluates."""
         data: COCODataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        has_masks = self.model.mask_head is not None
-        if not has_masks:
-            data.mini_mask_size = None
-        for split in SPLITS_OF_STAGE[stage] if stage != "predict" else ():
-            _require_truth(data, split, has_masks=has_masks)
         split = SPLITS_OF_STAGE[stage][-1]
         self.metric = COCOMetric(
             data.annotations[split].ground_truth if stage != "predict" else None,
-            category_ids=self.category_ids,
+            category_ids=self.description.category_ids,
             class_names=self.model.class_names,
-            has_masks=has_masks,
+            has_masks=self.model.mask_head is not None,
         )
 
     def configure_optimizers(self) -> Any:
@@ -122,16 +103,6 @@ class DetectionTask(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def on_fit_start(self) -> None:
-        """Warn of random weights that training could not change."""
-        frozen = [p for p in self.model.backbone.parameters() if not p.requires_grad]
-        if frozen and not self.is_pretrained and self.trainer.ckpt_path is None:
-            rank_zero_warn(
-                f"backbone.weights=null, but {sum(p.numel() for p in frozen):,} of the backbone's "
-                "weights are frozen and will stay random: to train from nothing, set "
-                "backbone.trainable_stages=5 backbone.norm=bn"
-            )
 
     def on_train_start(self) -> None:
         """Put frozen stages in evaluation mode; Lightning leaves modes as it finds them.
@@ -245,7 +216,7 @@ class DetectionTask(lightning.LightningModule):
         if self._divergence is not None:
             self._divergence.check(self.all_gather)
         refuse_diverged(checkpoint, self.global_step)
-        checkpoint[SPEC_KEY] = self.spec
+        checkpoint[DESCRIPTION_KEY] = self.description.write()
         is_due = self.owes_evaluation or _evaluation_follows(self.trainer)
         checkpoint[_OWES] = is_due and self.scored_at != self.global_step
 
@@ -255,7 +226,7 @@ class DetectionTask(lightning.LightningModule):
         Raises:
             ValueError: it was trained on other classes, or is of another architecture.
         """
-        names = checkpoint[SPEC_KEY]["class_names"]
+        names = checkpoint[DESCRIPTION_KEY]["class_names"]
         if names != self.model.class_names:
             raise ValueError(
                 f"ckpt_path was trained on the {len(names)} classes {_some(names)}, the data has "
@@ -292,21 +263,6 @@ def _evaluation_follows(trainer: lightning.Trainer) -> bool:
         return (loop.total_batch_idx + 1) % every_batches == 0
     is_epochs_turn = (trainer.current_epoch + 1) % every_epochs == 0
     return is_epochs_turn and (loop.batch_idx + 1) % every_batches == 0
-
-
-def _require_truth(data: COCODataModule, split: str, *, has_masks: bool) -> None:
-    file, annotations = data.files[split][1], data.annotations[split]
-    remedy = "model=faster_rcnn learns from boxes alone"
-    if not annotations.is_annotated:
-        raise ValueError(f"data.{split}_json={file} has no annotations: stage=predict needs none")
-    if has_masks and data.mini_mask_size is None:
-        raise ValueError(f"the model has a mask head, but data.mini_mask_size is null: {remedy}")
-    if has_masks and annotations.without_mask:
-        raise ValueError(
-            f"the model has a mask head, but {len(annotations.without_mask)} objects of "
-            f"data.{split}_json={file} have no segmentation (annotations "
-            f"{_some([str(number) for number in annotations.without_mask])}): {remedy}"
-        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -202,8 +202,8 @@ def test_too_few_images_with_objects(
 def test_boxes_from_masks_want_masks(
     small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
 ) -> None:
-    error = refused(small("data.boxes_from=pixels", "data.mini_mask_size=null"))
-    assert "data.mini_mask_size is null" in error and "data.boxes_from=file" in error
+    error = refused(small("data.boxes_from=pixels", "model=faster_rcnn"))
+    assert "the model has no mask head" in error and "data.boxes_from=file" in error
     content: Any = json.loads((shapes_root / "annotations" / "instances_train.json").read_text())
     chosen = next(entry for entry in content["annotations"] if not entry["iscrowd"])
     chosen["segmentation"] = []

@@ -21,8 +21,8 @@ from mrcnn_lightning.data.sizing import (
 )
 from mrcnn_lightning.data.transforms import Points, Sample
 from mrcnn_lightning.evaluation.coco import COCOMetric
+from mrcnn_lightning.evaluation.results import per_image
 from mrcnn_lightning.ops.masks import decode_masks, resized_crops
-from mrcnn_lightning.ops.results import per_image
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.callbacks import _picture
 

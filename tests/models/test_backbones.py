@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,10 +7,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from mrcnn_lightning.models.backbones import Backbone, torchvision_features
-from mrcnn_lightning.models.backbones import timm as timm_backbone
-from mrcnn_lightning.models.pixels import Pixels
-from mrcnn_lightning.models.resnets import resnet
+from mrcnn_lightning.models.backbones.backbone import Backbone
+from mrcnn_lightning.models.backbones.classifiers import torchvision_features
+from mrcnn_lightning.models.backbones.pixels import Pixels
+from mrcnn_lightning.models.backbones.resnets import resnet
+from mrcnn_lightning.models.backbones.timm_networks import timm as timm_network
+from mrcnn_lightning.weights.load import load_backbone
 
 PIXELS = Pixels(channel_order="RGB", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
@@ -30,7 +33,18 @@ def build(depth: int = 18, **changes: object) -> Backbone:
         "trainable_stages": 5,
         "weights": None,
     }
-    return resnet(**(arguments | changes))  # type: ignore[arg-type]
+    return loaded(resnet(**(arguments | changes)))  # type: ignore[arg-type]
+
+
+def loaded(backbone: Backbone) -> Backbone:
+    """With the weights that it was made for."""
+    if backbone.pretrained is not None:
+        load_backbone(backbone)
+    return backbone
+
+
+def timm_backbone(**arguments: Any) -> Backbone:
+    return loaded(timm_network(**arguments))
 
 
 def shake(model: nn.Module) -> None:
@@ -373,14 +387,16 @@ def test_files_want_the_pixels_that_their_names_tell(
         with pytest.raises(ValueError, match=r"ResNet18_Weights.IMAGENET1K_V1, .*=\[123.675, "):
             build(18, weights=str(published), pixels=wrong)
     with pytest.raises(ValueError, match=r"VGG16_Weights.IMAGENET1K_FEATURES, .*std=\[1.0, 1.0"):
-        torchvision_features(
-            name="vgg16",
-            pixels=PIXELS,
-            norm=None,
-            norm_eps=None,
-            outputs=[30],
-            trainable_stages=3,
-            weights="IMAGENET1K_FEATURES",
+        loaded(
+            torchvision_features(
+                name="vgg16",
+                pixels=PIXELS,
+                norm=None,
+                norm_eps=None,
+                outputs=[30],
+                trainable_stages=3,
+                weights="IMAGENET1K_FEATURES",
+            )
         )
 
 

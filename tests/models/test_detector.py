@@ -7,8 +7,9 @@ import torch
 from hydra.errors import InstantiationException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mrcnn_lightning.models import mask_head, proposals
 from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.models.heads import mask_head
+from mrcnn_lightning.models.rpn import proposals
 from mrcnn_lightning.structures import Batch, Detections
 from tests.conftest import build_model, make_batch
 

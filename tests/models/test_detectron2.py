@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms, roi_align
 
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.weight_names import COCO_80
-from mrcnn_lightning.models.weights import load_backbone, load_detector
 from mrcnn_lightning.structures import Batch
+from mrcnn_lightning.weights.load import load_backbone, load_detector
+from mrcnn_lightning.weights.torchvision import COCO_80
 from tests.conftest import BACKBONES, build_model, make_batch, published
 from tests.models.test_backbones import build
 
@@ -457,8 +457,9 @@ def test_imagenet_files_of_caffe2(tmp_path: Path) -> None:
     folded = {key: value for key, value in arrays.items() if not key.endswith(("_rm", "_riv"))}
     for name, content in (("R-50", {"blobs": arrays}), ("folded", folded)):
         (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content, protocol=2))
-        body = build(50, norm="frozen_bn", form="caffe").body
-        report = load_backbone(body, str(tmp_path / f"{name}.pkl"), architecture="resnet50")
+        file = str(tmp_path / f"{name}.pkl")
+        backbone = build(50, norm="frozen_bn", form="caffe", weights=file)
+        body, report = backbone.body, load_backbone(backbone)
         assert sorted(report.left_over) == ["conv1_b", "fc1000_b", "fc1000_w"]
         state = peer.state_dict()
         assert all(
@@ -472,4 +473,4 @@ def test_imagenet_files_of_caffe2(tmp_path: Path) -> None:
     arrays["surprise_w"] = np.zeros(3)
     (tmp_path / "odd.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
     with pytest.raises(ValueError, match=r"not of this architecture: 1 left over \(surprise_w\)"):
-        load_backbone(body, str(tmp_path / "odd.pkl"), architecture="resnet50")
+        build(50, norm="frozen_bn", form="caffe", weights=str(tmp_path / "odd.pkl"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.boxes import decode, encode, iou
 from mrcnn_lightning.structures import Targets
+from mrcnn_lightning.weights.load import load_weights
 from tests.conftest import SHARED, build_model, compose, make_batch, published
 
 SIDE = 50  # cells of an 800 x 800 image
@@ -181,14 +182,14 @@ def test_heads_are_vggs_layers_with_its_weights(tmp_path: Any) -> None:
     peer = torchvision.models.vgg16()
     torch.save(peer.state_dict(), tmp_path / "vgg16.pth")
     model = build_model(*published("faster_rcnn_vgg16"), f"backbone.weights={tmp_path}/vgg16.pth")
+    load_weights(model, None)
     pooled = torch.randn(2, 512, 7, 7)
     expected = torch.nn.Sequential(*[peer.classifier[i] for i in (0, 1, 3, 4)])(pooled.flatten(1))
     torch.testing.assert_close(model.box_head.branch.trunk(pooled), expected)
     features = model.backbone.body.state_dict()
     assert all(torch.equal(features[key], peer.features.state_dict()[key]) for key in features)
-    with pytest.raises(Exception, match="is no VGG-16's classifier"):
-        build_model(
-            *published("faster_rcnn_vgg16"),
-            f"backbone.weights={tmp_path}/vgg16.pth",
-            "model.box_head.trunk.hidden=64",
-        )
+    # Layers of another size start afresh.
+    weights = f"backbone.weights={tmp_path}/vgg16.pth"
+    model = build_model(*published("faster_rcnn_vgg16"), weights, "model.box_head.trunk.hidden=64")
+    load_weights(model, None)
+    assert abs(model.box_head.branch.trunk.fc1.weight.std().item() - 0.01) < 0.001

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from mrcnn_lightning.models.cascade_head import CascadeBoxHead
-from mrcnn_lightning.models.detections import ArgmaxSelector, DetectionSelector
-from mrcnn_lightning.models.roi_sampler import SampledRoIs
+from mrcnn_lightning.models.heads.cascade_head import CascadeBoxHead
+from mrcnn_lightning.models.heads.detections import ArgmaxSelector, DetectionSelector
+from mrcnn_lightning.models.heads.roi_sampler import SampledRoIs
 from mrcnn_lightning.ops.boxes import clip, decode, encode
 from tests.conftest import build_model, make_batch
 from tests.ops.test_boxes import random_boxes

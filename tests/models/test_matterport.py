@@ -14,16 +14,18 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from mrcnn_lightning.app.run import CONF
 from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.sizing import CentredSquare
 from mrcnn_lightning.data.transforms import Sample
+from mrcnn_lightning.models.backbones.resnets import SameMaxPool
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.resnets import SameMaxPool
-from mrcnn_lightning.models.weight_names import COCO_80, MATTERPORT, translate
-from mrcnn_lightning.models.weights import load_detector
 from mrcnn_lightning.ops.sampling import image_seed
-from mrcnn_lightning.run import CONF
 from mrcnn_lightning.structures import Batch, _map_tensors
+from mrcnn_lightning.weights import matterport
+from mrcnn_lightning.weights.load import load_detector
+from mrcnn_lightning.weights.renaming import translate
+from mrcnn_lightning.weights.torchvision import COCO_80
 from tests.conftest import build_model, compose, make_batch, published
 
 State = dict[str, Tensor]
@@ -296,7 +298,7 @@ def test_forward_pass_is_the_references(
 def test_key_map_is_complete_and_one_to_one(depth: int) -> None:
     shapes = keys_and_shapes(depth, 80)
     state = {key: torch.empty(0) for key in shapes}
-    translated = translate(state, MATTERPORT)
+    translated = translate(state, matterport.DETECTOR)
     assert not translated.unknown and not translated.left_over
     assert len(translated.state) == len(shapes)
     model = build_model(
@@ -304,7 +306,7 @@ def test_key_map_is_complete_and_one_to_one(depth: int) -> None:
     )
     assert set(translated.state) == set(model.state_dict())
     for key, value in translate(
-        {k: torch.empty(s, device="meta") for k, s in shapes.items()}, MATTERPORT
+        {k: torch.empty(s, device="meta") for k, s in shapes.items()}, matterport.DETECTOR
     ).state.items():
         shape = list(value.shape)
         if key.startswith(("box_head.branch.deltas", "mask_head.classifier")):
@@ -329,7 +331,9 @@ def test_a_file_of_eighty_other_classes_has_the_models(
         return build_model(*slim, class_names=class_names)
 
     keys = list(keys_and_shapes(50, 80))
-    places = translate({key: torch.tensor(n) for n, key in enumerate(keys)}, MATTERPORT).state
+    places = translate(
+        {key: torch.tensor(n) for n, key in enumerate(keys)}, matterport.DETECTOR
+    ).state
     own = model([f"part {number}" for number in range(80)])
     theirs = {keys[int(places[key])]: value for key, value in own.state_dict().items()}
     theirs["classifier.linear_class.bias"] = torch.arange(81.0)
@@ -346,7 +350,7 @@ def test_a_file_of_eighty_other_classes_has_the_models(
     fewer = model(own.class_names[:79])
     assert len(load_detector(fewer, str(tmp_path / "mask_rcnn_0160.pth")).replaced) == 6
     # What was published is COCO's, whatever the model's classes are called.
-    monkeypatch.setattr("mrcnn_lightning.models.weights.read_weights", lambda *_, **__: theirs)
+    monkeypatch.setattr("mrcnn_lightning.weights.load.read_weights", lambda *_, **__: theirs)
     assert len(load_detector(own, "https://example.org/mask_rcnn_coco.pth").replaced) == 6
     assert not caplog.text
 

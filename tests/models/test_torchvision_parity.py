@@ -18,11 +18,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.models.rpn import RPNOutput
-from mrcnn_lightning.models.weight_names import TORCHVISION, translate
-from mrcnn_lightning.models.weights import load_detector
+from mrcnn_lightning.models.rpn.rpn import RPNOutput
 from mrcnn_lightning.ops.masks import paste_masks
 from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.weights import torchvision as torchvision_weights
+from mrcnn_lightning.weights.load import load_detector
+from mrcnn_lightning.weights.renaming import translate
 from tests.conftest import build_model, make_batch, published
 
 NUM_CLASSES = 7
@@ -308,7 +309,7 @@ def test_losses_and_gradients(double: tuple[Any, Detector], batch: Batch) -> Non
     torch.stack(list(losses.values())).sum().backward()
     pairs = dict(peer.named_parameters())
     translated, _, unknown = translate(
-        {name: torch.tensor(float(i)) for i, name in enumerate(pairs)}, TORCHVISION
+        {name: torch.tensor(float(i)) for i, name in enumerate(pairs)}, torchvision_weights.DETECTOR
     )
     assert not unknown and len(translated) == len(pairs)
     compared = 0

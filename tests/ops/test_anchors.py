@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from mrcnn_lightning.models.anchors import Anchors
+from mrcnn_lightning.models.rpn.anchors import Anchors
 
 
 @pytest.mark.parametrize(

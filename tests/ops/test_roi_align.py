@@ -5,7 +5,7 @@ import torchvision
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
-from mrcnn_lightning.models.poolers import CropAndResize, RoIAlign, RoIPool
+from mrcnn_lightning.models.heads.poolers import CropAndResize, RoIAlign, RoIPool
 from mrcnn_lightning.ops.roi_align import assign_levels, crop_and_resize
 
 STRIDES = (4, 8, 16, 32)

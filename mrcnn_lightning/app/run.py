@@ -1,0 +1,197 @@
+"""A run: the configuration's objects are built, and Lightning does the rest."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
+
+from mrcnn_lightning.app.devices import check_devices, check_nodes, check_trainer
+from mrcnn_lightning.app.errors import ERROR_FILE, composed, in_one_sentence
+from mrcnn_lightning.app.log import kept_in_log
+from mrcnn_lightning.app.phases import run_phases, save_last
+from mrcnn_lightning.app.ranks import watch
+from mrcnn_lightning.app.run_folder import release
+from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
+from mrcnn_lightning.app.values import check_values, unknown_metric
+from mrcnn_lightning.checkpoint import Description
+from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
+from mrcnn_lightning.evaluation.coco import IOU_TYPES
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.training.task import DetectionTask
+from mrcnn_lightning.weights.load import load_weights
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel has the configuration inside the package, a checkout beside it.
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+_build = partial(hydra.utils.instantiate, _convert_="all")
+
+
+def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
+    """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
+    if cfg.stage not in SPLITS_OF_STAGE:
+        raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
+    check_values(cfg)
+    check_trainer(cfg.trainer)
+    check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
+    check_nodes(cfg.trainer.num_nodes)
+    if not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed={cfg.seed} is not between 0 and {2**32 - 1}")
+    if not isinstance(cfg.show_score, int | float) or not 0 <= cfg.show_score <= 1:
+        raise ValueError(f"show_score={cfg.show_score} is no number between 0 and 1")
+    _require_checkpoint(cfg.ckpt_path)
+    if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
+        raise ValueError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
+    return run_phases(cfg, partial(_run, stop))
+
+
+def _run(stop: Stop, cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
+    """One fit or evaluation: AP, and the last checkpoint of a phase."""
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    data, task = build_parts(cfg, phase)
+    if cfg.ckpt_path is None:
+        load_weights(task.model, cfg.weights)
+        if cfg.stage == "fit" and cfg.weights is None:
+            _warn_of_noise(task.model)
+    end = SaveAndStop(stop, run_dir=cfg.run_dir)
+    trainer = _trainer(cfg, end)
+    watch(trainer, Path(cfg.run_dir if phase is None else Path(cfg.run_dir).parent, ERROR_FILE))
+    _announce_nodes(trainer)
+    if trainer.is_global_zero:
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+        OmegaConf.save(cfg, Path(cfg.run_dir, "config.yaml"), resolve=True)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(resolved)
+    options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
+    if cfg.stage == "fit":
+        trainer.fit(task, **options)
+        if task.scored_at != trainer.global_step and trainer.limit_val_batches:
+            trainer.validate(task, datamodule=data, verbose=False)
+    elif cfg.stage == "predict":
+        trainer.predict(task, return_predictions=False, **options)
+    else:
+        getattr(trainer, cfg.stage)(task, verbose=False, **options)
+    for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
+        logger.experiment.finish()  # or the next job of a sweep would go on with its run
+    if phase is not None:
+        stop.checkpoint = save_last(trainer, cfg.run_dir)
+    end.finish(trainer)
+    return task.results.get("ap"), stop.checkpoint
+
+
+def build_parts(cfg: DictConfig, phase: int | None) -> tuple[COCODataModule, DetectionTask]:
+    """The data, read for the stage, and the task with a model for its classes.
+
+    Args:
+        cfg: the configuration.
+        phase: of a staged training, from 1; or None.
+
+    Raises:
+        ValueError: a value or a file is wrong.
+    """
+    data = _build(cfg.data, with_masks=cfg.model.mask_head is not None)
+    data.setup(cfg.stage)
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    description = Description(
+        model=resolved["model"],
+        class_names=data.class_names,
+        category_ids=data.category_ids,
+        resize=resolved["data"]["resize"],
+        canvas=resolved["data"]["canvas"],
+        show_score=cfg.show_score,
+        phase=phase,
+    )
+    return data, _build(cfg.task)(description=description)
+
+
+def _warn_of_noise(model: Detector) -> None:
+    """Say that random weights are fixed, which no training can change."""
+    frozen = [p for p in model.backbone.parameters() if not p.requires_grad]
+    if frozen and model.backbone.pretrained is None:
+        rank_zero_warn(
+            f"backbone.weights=null, but {sum(p.numel() for p in frozen):,} of the backbone's "
+            "weights are frozen and will stay random: to train from nothing, set "
+            "backbone.trainable_stages=5 backbone.norm=bn"
+        )
+
+
+def _require_checkpoint(path: str | None) -> None:
+    """Refuse a file that is not there, before its name is taken for one of torchvision's."""
+    if path is None or "://" in path or Path(path).is_file():
+        return
+    beside = ", ".join(sorted(file.name for file in Path(path).parent.glob("*.ckpt")))
+    remedy = f"beside it there are {beside}" if beside else "a run's are in its folder checkpoints"
+    raise ValueError(f"ckpt_path: no such file: {path} ({remedy})")
+
+
+def _announce_nodes(trainer: lightning.Trainer) -> None:
+    """Say whom a run on several nodes waits for, which may be long."""
+    place = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and place is not None and place.local_rank() == 0:
+        log.info(
+            "node %d of 0 to %d waits until all %d processes have come to %s:%d",
+            place.node_rank(),
+            trainer.num_nodes - 1,
+            trainer.world_size,
+            place.main_address,
+            place.main_port,
+        )
+
+
+def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: DetectionTask) -> None:
+    """Refuse callbacks that watch what the check before training has not logged.
+
+    Raises:
+        ValueError: there is one.
+    """
+    of_classes = {f"val/{kind}_ap/{name}" for kind in IOU_TYPES for name in task.model.class_names}
+    known = {*trainer.callback_metrics, *of_classes}
+    for key, callback in cfg.callbacks.items():
+        metric = callback.get("monitor") if callback else None
+        if metric and metric not in known and not metric.startswith(("train/", "lr-")):
+            raise ValueError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
+
+
+def _trainer(cfg: DictConfig, end: SaveAndStop) -> lightning.Trainer:
+    """The trainer, with the callbacks of the configuration and none of Lightning's own."""
+    callbacks = [end, *(_build(callback) for callback in cfg.callbacks.values() if callback)]
+    callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
+    return _build(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=[_build(logger) for logger in cfg.logger.values()],
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
+    )
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _main(cfg: DictConfig) -> float | None:
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    one_sentence = in_one_sentence(cfg.run_dir, in_sweep=in_sweep)
+    with kept_in_log(), one_sentence, stops_when_told(in_sweep=in_sweep) as stop:
+        return run(cfg, stop, in_sweep=in_sweep)
+
+
+def main() -> None:
+    """What `python train.py` and `mrcnn train` start."""
+    try:
+        with composed():
+            _main()
+    finally:
+        release()
+
+
+if __name__ == "__main__":
+    main()

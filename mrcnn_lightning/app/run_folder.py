@@ -1,0 +1,168 @@
+"""The folder of a run: its own, the same on all its processes, and held while it lives."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any, TextIO
+
+from hydra.experimental.callback import Callback
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig, OmegaConf, read_write
+from torch.distributed import TCPStore
+
+from mrcnn_lightning.app.errors import ERROR_FILE, say, stop_asking_hydra
+from mrcnn_lightning.app.ranks import own_rank
+
+try:
+    import fcntl
+except ImportError:  # Windows: folders are the runs' own, but nobody is kept out of a named one
+    fcntl = None  # type: ignore[assignment]
+
+_WAIT = timedelta(minutes=30)  # as long as torch waits for all processes
+_held: list[TextIO] = []
+_stores: list[TCPStore] = []  # rank 0 serves it as long as the run lives
+
+
+class RunFolder(Callback):
+    """Settles the folder before Hydra makes it.
+
+    One that is named by the time is made exclusively, `_2`, `_3`, ... where another run has it. One
+    that the user named may be there, for a run that goes on; only one run at a time may use it.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Settle the folder of a run."""
+        with _or_exit("hydra.run.dir"):
+            place = _meeting_place(config)
+            if place is None and own_rank() > 0:  # Lightning's launcher told it
+                return
+            folder = ""
+            if place is None or place[0] == 0:
+                folder = _make(config, "run")
+                Path(folder, ERROR_FILE).unlink(missing_ok=True)
+            with read_write(config.hydra):
+                if place is not None:
+                    folder = _agree(*place, folder)
+                    if place[0] > 0:
+                        config.hydra.job.name += f"_rank_{place[0]}"  # for a log of its own
+                config.hydra.run.dir = folder
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Settle the folder of a sweep; those of its jobs are in it."""
+        with _or_exit("hydra.sweep.dir"):
+            folder = _make(config, "sweep")
+            if folder != config.hydra.sweep.dir:
+                with read_write(config.hydra):  # each job's configuration is composed anew
+                    config.hydra.sweep.dir = folder
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+
+
+def release() -> None:
+    """Let others use the folder; a process that dies lets go of it too."""
+    while _held:
+        _held.pop().close()
+
+
+@contextmanager
+def _or_exit(key: str) -> Iterator[None]:
+    """Hydra would make a warning of an error here."""
+    stop_asking_hydra()
+    try:
+        yield
+    except ValueError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        say(f"error: the run's folder cannot be made: {error}; say another with {key}=DIR")
+        sys.exit(1)
+    except RuntimeError as error:  # torch's, of its store
+        say(f"error: the processes of this run cannot meet: {str(error).splitlines()[0]}")
+        sys.exit(1)
+
+
+def _make(config: DictConfig, mode: str) -> str:
+    """Make the folder of a `run` or `sweep`, and hold it."""
+    wanted = Path(config.hydra[mode].dir)
+    written: Any = OmegaConf.to_container(config.hydra[mode], resolve=False)
+    is_new = "${now:" in written["dir"]
+    folder = wanted
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True, exist_ok=not is_new)
+            break
+        except FileExistsError:
+            if not is_new:
+                raise
+            folder = wanted.with_name(f"{wanted.name}_{number}")
+    _hold(folder, f"hydra.{mode}.dir")
+    return str(folder)
+
+
+def _hold(folder: Path, key: str) -> None:
+    """Keep other runs out of a folder.
+
+    Raises:
+        ValueError: a run that lives has it.
+    """
+    if fcntl is None:
+        return
+    file = (folder / ".lock").open("a+")
+    try:
+        # This kind of lock is not handed on to data workers, which may outlive the run a little.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise ValueError(
+            f"{key}={folder} is in use by another run ({file.read()}): wait for its end, or give "
+            "another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _held.append(file)
+
+
+def _meeting_place(config: DictConfig) -> tuple[int, str, int] | None:
+    """Rank, address and port, if the processes of this run are started one by one from outside."""
+    if config.trainer.num_nodes == config.trainer.devices == 1:
+        return None
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect():
+            own = kind()
+            return own.global_rank(), own.main_address, own.main_port
+    has_node = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys()
+    if has_node and "LOCAL_RANK" not in os.environ:
+        return (
+            int(os.environ["NODE_RANK"]),
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+        )
+    return None
+
+
+def _agree(rank: int, address: str, port: int, folder: str) -> str:
+    """The folder that rank 0 made."""
+    if rank > 0:
+        say(f"rank {rank} waits for rank 0 at {address}:{port}")
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
+    store = TCPStore(
+        address,
+        port,
+        is_master=rank == 0 and not served,
+        timeout=_WAIT,
+        wait_for_workers=False,
+        multi_tenant=True,  # torch serves its own on the same port later
+    )
+    key = f"mrcnn_lightning/run_folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if rank > 0:
+        return store.get(key).decode()
+    store.set(key, str(Path(folder).absolute()))
+    _stores.append(store)
+    return folder

@@ -1,0 +1,121 @@
+"""The mask head: a small mask for each class of each RoI (Mask R-CNN, section 3 and figure 4).
+
+B images, R RoIs, D detections, N RoIs of the batch, K classes, m mask side.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrcnn_lightning.models.heads.class_rows import num_rows, row_of
+from mrcnn_lightning.models.heads.roi_sampler import SampledRoIs
+from mrcnn_lightning.models.roi_stage import RoIStage
+from mrcnn_lightning.ops.losses import mask_loss
+from mrcnn_lightning.ops.precision import at_least_float32
+from mrcnn_lightning.structures import Detections, Targets
+
+
+class MaskHead(nn.Module):
+    """A trunk, a 2x2 deconvolution that doubles the size, and a map for each class or one for all.
+
+    Args:
+        strides: of the levels that RoIs are cut from.
+        roi_stage: what pooled features go through first.
+        num_classes: K.
+        pooler: makes the pooler from the strides.
+        trunk: makes the trunk from `in_channels` and `size`; what it gives is a map.
+        hidden: channels of the deconvolution; None is as many as the trunk gives.
+        class_agnostic: whether all classes share one mask, or each has its own.
+        targets: cuts what the head should say from ground truth, see `mask_targets`.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        roi_stage: RoIStage,
+        num_classes: int,
+        pooler: Callable[..., Any],
+        trunk: Callable[..., Any],
+        hidden: int | None,
+        class_agnostic: bool,
+        targets: Callable[..., Tensor],
+    ) -> None:
+        super().__init__()
+        self.pooler = pooler(strides=strides)
+        self.roi_stage = roi_stage
+        size = roi_stage.size(self.pooler.output_size)
+        self.trunk = trunk(in_channels=roi_stage.out_channels, size=size)
+        self.class_agnostic = class_agnostic
+        self.targets = targets
+        hidden = hidden or self.trunk.out_channels
+        self.deconv = nn.ConvTranspose2d(self.trunk.out_channels, hidden, 2, stride=2)
+        self.classifier = nn.Conv2d(hidden, num_rows(num_classes, class_agnostic=class_agnostic), 1)
+        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.classifier.weight, std=0.001)
+        for layer in (self.deconv, self.classifier):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Mask logits (N, m, m) of the classes `labels` (N,) in boxes (N, 4)."""
+        pooled = self.roi_stage(self.pooler(features, boxes, image_index))
+        maps = F.relu(self.deconv(self.trunk(pooled)), inplace=True)  # (N, C, m, m)
+        return self._logits(maps, row_of(labels, class_agnostic=self.class_agnostic))
+
+    def _logits(self, maps: Tensor, row: Tensor) -> Tensor:
+        """The classifier's maps of one row for each RoI, without those of all others."""
+        assert self.classifier.bias is not None
+        # Channels last, as the layer's weight is, so that its gradient is too: DDP's buckets are.
+        weight = self.classifier.weight.permute(0, 2, 3, 1).flatten(1)[row]  # (N, C)
+        bias = self.classifier.bias[row]
+        cells = maps.permute(0, 2, 3, 1).flatten(1, 2)  # (N, m * m, C)
+        logits = torch.baddbmm(bias[:, None, None], cells, weight[:, :, None])  # (N, m * m, 1)
+        return logits.view(len(maps), *maps.shape[2:])
+
+    def loss(
+        self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets
+    ) -> dict[str, Tensor]:
+        """`loss_mask`, over the positive RoIs alone."""
+        assert targets.masks is not None and targets.mask_frames is not None
+        # The host waits for the number of positives: convolutions on all RoIs would cost more.
+        image, roi = torch.nonzero(rois.labels, as_tuple=True)
+        boxes, matched_gt = rois.boxes[image, roi], rois.matched_gt[image, roi]
+        # Compiled convolutions cannot go backward through no RoI at all.
+        forward = self if len(boxes) else self.forward
+        logits = forward(features, boxes, image, rois.labels[image, roi])
+        wanted = self.targets(
+            targets.masks[image, matched_gt],
+            targets.mask_frames[image, matched_gt],
+            boxes,
+            logits.shape[-1],
+        )
+        return {"loss_mask": mask_loss(logits, wanted)}
+
+    def predict(self, features: Sequence[Tensor], detections: Detections) -> Tensor:
+        """Mask probabilities (B, D, m, m) of the detections' own classes, zero where padded."""
+        image, place = _places(detections.labels)
+        boxes, labels = detections.boxes[image, place], detections.labels[image, place]
+        found = at_least_float32(self(features, boxes, image, labels)).sigmoid()
+        found = found * (labels > 0)[:, None, None]
+        masks = found.new_zeros(*detections.labels.shape, *found.shape[1:])
+        masks[image, place] = found
+        return masks
+
+
+def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and place of the detections that `labels` (B, D) has.
+
+    Of all places, empty ones too, where looking would make the host wait for the device: masks of
+    nothing cost a GPU less than that.
+    """
+    if labels.device.type == "cpu":
+        image, place = torch.nonzero(labels, as_tuple=True)
+        return image, place
+    number = torch.arange(labels.numel(), device=labels.device)
+    return number // labels.shape[1], number % labels.shape[1]
