@@ -28,8 +28,8 @@ from turns import in_turns, peak_megabytes, report
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS, COCOMetric
-from mrcnn_lightning.evaluation.results import per_image
-from mrcnn_lightning.ops.masks import resized_crops
+from mrcnn_lightning.results.image_detections import per_image
+from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
 
 PEER = "torchvision + pycocotools"

@@ -18,7 +18,7 @@ from turns import ROOT, in_turns, peak_megabytes, report
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import PadToMultiple, Resize, shorter_side
 from mrcnn_lightning.inference.predictor import Predictor
-from mrcnn_lightning.ops.masks import decode_masks
+from mrcnn_lightning.results.rle import decode_masks
 
 PEER = "torchvision"
 PHOTOS = ROOT.parent / "shared" / "data" / "coco_tiny" / "val2017"

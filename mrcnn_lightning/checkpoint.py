@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mrcnn_lightning import __version__
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights import own
 from mrcnn_lightning.weights.report import differences, require_finite
 
@@ -45,6 +46,7 @@ _PART_MODULES = (
     "mrcnn_lightning.models.rpn.proposals",
     "mrcnn_lightning.models.rpn.rpn",
     "mrcnn_lightning.ops.masks",
+    "mrcnn_lightning.results.pasting",
 )
 _PLAIN = (str, int, float, bool, NoneType)
 # Nothing in a model is counted or measured in larger numbers.
@@ -82,12 +84,12 @@ class Description:
             source: the checkpoint, for messages.
 
         Raises:
-            ValueError: something is missing, or is no number or list of its kind.
+            UserError: something is missing, or is no number or list of its kind.
         """
         wanted = [each.name for each in fields(cls) if each.default is MISSING]
         missing = [name for name in [*wanted, "version"] if name not in content]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{source} is of an earlier version, which did not write {', '.join(missing)}: "
                 f"{_OF_ANOTHER_VERSION}"
             )
@@ -97,16 +99,14 @@ class Description:
         if not isinstance(ids, list) or not all(
             type(each) is int and abs(each) < 2**63 for each in ids
         ):
-            raise ValueError(f"{source} is damaged: its category ids are no whole numbers")
+            raise UserError(f"{source} is damaged: its category ids are no whole numbers")
         if not names or len(set(ids)) != len(names) or len(ids) != len(names):
-            raise ValueError(
+            raise UserError(
                 f"{source} is damaged: it has {len(names)} classes and {len(set(ids))} category ids"
             )
         score = description.show_score
         if type(score) not in (int, float) or not 0 <= score <= 1:
-            raise ValueError(
-                f"{source} is damaged: its show_score={score} is no number from 0 to 1"
-            )
+            raise UserError(f"{source} is damaged: its show_score={score} is no number from 0 to 1")
         return description
 
 
@@ -127,7 +127,7 @@ def require_own_parts(config: Any) -> None:
     plain: OmegaConf's interpolations can build objects too.
 
     Raises:
-        ValueError: one is not.
+        UserError: one is not.
     """
     if isinstance(config, list):
         for entry in config:
@@ -136,13 +136,13 @@ def require_own_parts(config: Any) -> None:
     if not isinstance(config, dict):
         # Hydra would look into other kinds of lists and dictionaries too.
         if type(config) not in _PLAIN or "${" in str(config):
-            raise ValueError(f"the checkpoint has {config!r}, which is no plain value")
+            raise UserError(f"the checkpoint has {config!r}, which is no plain value")
         if isinstance(config, int | float) and not abs(config) <= _LARGEST:
-            raise ValueError(f"the checkpoint has {config}, which no model has: it is damaged")
+            raise UserError(f"the checkpoint has {config}, which no model has: it is damaged")
         return
     for key, value in config.items():
         if str(key).startswith("_") and key not in ("_target_", "_partial_"):
-            raise ValueError(f"the checkpoint has the key {key}, which is no part's")
+            raise UserError(f"the checkpoint has the key {key}, which is no part's")
         require_own_parts(key)
         require_own_parts(value)
     if "_target_" in config:
@@ -152,7 +152,7 @@ def require_own_parts(config: Any) -> None:
             part = getattr(importlib.import_module(module), name, None)
             if getattr(part, "__module__", None) == module:
                 return
-        raise ValueError(
+        raise UserError(
             f"the checkpoint names {target}, which is no part of this project, and is not run"
         )
 
@@ -166,7 +166,7 @@ def _parameters_at_most(number: int) -> Iterator[None]:
         nonlocal made
         made += 1
         if made > number:
-            raise ValueError(f"it has more than {number} tensors, its weights far fewer")
+            raise UserError(f"it has more than {number} tensors, its weights far fewer")
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -179,7 +179,7 @@ def _built(description: Description, state: dict[str, Tensor]) -> Detector:
     """The model of a description that fits its weights, compared before any memory is taken.
 
     Raises:
-        ValueError: it does not fit.
+        UserError: it does not fit.
         Exception: of any kind, if it cannot be built.
     """
     for device in ("meta", "cpu"):
@@ -189,7 +189,7 @@ def _built(description: Description, state: dict[str, Tensor]) -> Detector:
             model: Detector = make_model(class_names=description.class_names)
         problems = differences(model.state_dict(), state)
         if problems:
-            raise ValueError(f"its weights are others: {problems}")
+            raise UserError(f"its weights are others: {problems}")
     model.load_state_dict(state, strict=False)
     return model.eval()
 
@@ -198,22 +198,20 @@ def _require_possible_sizes(resize: Resize, canvas: Canvas) -> None:
     """Size an ordinary image.
 
     Raises:
-        ValueError: nothing can be computed at that size.
+        UserError: nothing can be computed at that size.
         Exception: of any kind, if these are no resize and canvas.
     """
     size = resize.size((480, 640))
     sides = [*size, *canvas.size(torch.tensor(size)).tolist()]
     if not all(1 <= side <= _LARGEST_CANVAS for side in sides):
-        raise ValueError(
-            f"an image of 480 x 640 pixels would become one of {sides[2]} x {sides[3]}"
-        )
+        raise UserError(f"an image of 480 x 640 pixels would become one of {sides[2]} x {sides[3]}")
 
 
 def load_checkpoint(path: str | Path) -> Rebuilt:
     """The model of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: the file is damaged, another program's, or names parts that are not ours.
+        UserError: the file is damaged, another program's, or names parts that are not ours.
     """
     checkpoint = own.read_checkpoint(path)
     description = Description.read(checkpoint[own.DESCRIPTION_KEY], path)
@@ -221,7 +219,7 @@ def load_checkpoint(path: str | Path) -> Rebuilt:
         for part in (description.model, description.resize, description.canvas):
             require_own_parts(part)
     except RecursionError as error:
-        raise ValueError(f"{path} is damaged: its description has no end") from error
+        raise UserError(f"{path} is damaged: its description has no end") from error
     state = own.detector_state(checkpoint)
     require_finite(state, str(path))
     try:
@@ -233,9 +231,9 @@ def load_checkpoint(path: str | Path) -> Rebuilt:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         reason = (str(cause or error).splitlines() or [repr(error)])[0]
         if description.version != __version__:
-            raise ValueError(
+            raise UserError(
                 f"{path} is of version {description.version}, this is {__version__}, and its model "
                 f"cannot be built any more ({reason}): {_OF_ANOTHER_VERSION}"
             ) from error
-        raise ValueError(f"{path} does not fit the model that it describes: {reason}") from error
+        raise UserError(f"{path} does not fit the model that it describes: {reason}") from error
     return Rebuilt(model, description, resize, canvas)

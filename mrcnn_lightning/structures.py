@@ -15,13 +15,13 @@ from torch import Tensor
 T = TypeVar("T", "Targets", "Batch", "Detections")
 
 
-def _map_tensors(data: T, function: Callable[[Tensor], Tensor]) -> T:
+def map_tensors(data: T, function: Callable[[Tensor], Tensor]) -> T:
     """A copy of a dataclass with `function` applied to every tensor, nested ones included."""
 
     def apply(value: Any) -> Any:
         if isinstance(value, Tensor):
             return function(value)
-        return _map_tensors(value, function) if isinstance(value, Targets) else value
+        return map_tensors(value, function) if isinstance(value, Targets) else value
 
     return replace(data, **{field.name: apply(getattr(data, field.name)) for field in fields(data)})
 
@@ -65,26 +65,12 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The batch on another device, but for its scales: Apple's GPUs have no float64."""
         others = replace(self, scales=self.original_sizes)
-        moved = _map_tensors(others, lambda each: each.to(device, non_blocking=non_blocking))
+        moved = map_tensors(others, lambda each: each.to(device, non_blocking=non_blocking))
         return replace(moved, scales=self.scales)
-
-    def prefetched(self, device: torch.device, stream: "torch.cuda.Stream") -> "Batch":
-        """The batch on a GPU, copied on a stream of its own while the last is worked on."""
-        with torch.cuda.stream(stream):
-            moved = self.to(device)
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(stream)
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.is_cuda:
-                tensor.record_stream(current)  # or its memory would be free when `stream` is done
-            return tensor
-
-        return _map_tensors(moved, keep)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the data loader calls it."""
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass
@@ -98,16 +84,4 @@ class Detections:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Detections":
         """The detections on another device."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-
-@dataclass
-class ImageDetections:
-    """What the model found in one image, best first, on the host and in the image's own pixels."""
-
-    image_id: int
-    size: tuple[int, int]  # height, width
-    boxes: Tensor  # (N, 4) float64
-    scores: Tensor  # (N,) float64
-    labels: Tensor  # (N,) int64
-    rles: list[bytes] | None  # N masks of the whole image as COCO's compressed run lengths
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))

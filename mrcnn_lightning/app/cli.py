@@ -20,6 +20,7 @@ from mrcnn_lightning.checkpoint import Description, Rebuilt, load_checkpoint
 from mrcnn_lightning.data.download import download_coco as download
 from mrcnn_lightning.inference.findings import Findings, find_photos, make_folder
 from mrcnn_lightning.inference.predictor import Predictor
+from mrcnn_lightning.user_error import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # Everything behind `mrcnn train` is Hydra's, `--help` too.
@@ -76,7 +77,7 @@ def predict(
     """Find objects in photos: OUT/predictions.json in COCO's format, and a picture of each."""
     try:
         if min_score is not None and not 0 <= min_score <= 1:
-            raise ValueError(f"--min-score {min_score} is not between 0 and 1")
+            raise UserError(f"--min-score {min_score} is not between 0 and 1")
         files, num_skipped = find_photos(photos, recursive=recursive)
         make_folder(out, files)
         predictor = Predictor.from_checkpoint(
@@ -126,7 +127,7 @@ def download_coco(
     """Download COCO 2017 (training and validation images and annotations, 20 GB)."""
     try:
         download(folder)
-    except ValueError as error:
+    except UserError as error:
         raise _fail(error) from error
 
 
@@ -135,14 +136,14 @@ def _model(words: list[str], num_classes: int) -> Rebuilt:
     file = next((word for word in words if _is_file(word)), None)
     if file is not None:
         if len(words) > 1:
-            raise ValueError(f"{file} is a checkpoint, which says all: give it alone")
+            raise UserError(f"{file} is a checkpoint, which says all: give it alone")
         return load_checkpoint(file)
     experiments = sorted(path.stem for path in (run.CONF / "experiment").glob("*.yaml"))
     overrides = []
     for word in words:
         is_override = "=" in word or word.startswith("~")
         if not is_override and word not in experiments:
-            raise ValueError(
+            raise UserError(
                 f"{word} is no file, no experiment ({', '.join(experiments)}) and no override "
                 "(KEY=VALUE)"
             )

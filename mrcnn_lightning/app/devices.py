@@ -12,6 +12,8 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from mrcnn_lightning.user_error import UserError
+
 _BY_HAND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 _LAUNCHERS = (
     LSFEnvironment,
@@ -37,25 +39,25 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         settings: of Lightning's trainer.
 
     Raises:
-        ValueError: in one sentence, which setting, and what to say instead.
+        UserError: in one sentence, which setting, and what to say instead.
     """
     for key, least in _LEAST.items():
         value = settings.get(key)
         if value is not None and value < least:
-            raise ValueError(f"trainer.{key}={value} is less than {least}")
+            raise UserError(f"trainer.{key}={value} is less than {least}")
     for key in ("max_steps", "max_epochs"):
         value = settings.get(key)
         if value is not None and value != -1 and value < 1:
-            raise ValueError(f"trainer.{key}={value} trains nothing; -1 is no limit")
+            raise UserError(f"trainer.{key}={value} trains nothing; -1 is no limit")
     precision = str(settings.get("precision"))
     if precision in ("16-true", "bf16-true"):
-        raise ValueError(
+        raise UserError(
             f"trainer.precision={precision} would round boxes to whole pixels and more: say "
             f"trainer.precision={precision.removesuffix('true')}mixed"
         )
     strategy = settings.get("strategy", "auto")
     if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
-        raise ValueError(
+        raise UserError(
             f"trainer.strategy={strategy} does not go with this model, which fits on one device: "
             "say trainer.strategy=auto, which is DDP on several"
         )
@@ -72,11 +74,11 @@ def check_devices(
         in_sweep: whether this is one job of a sweep in this process.
 
     Raises:
-        ValueError: in one sentence, what is missing and what to do.
+        UserError: in one sentence, what is missing and what to do.
     """
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if accelerator in ("gpu", "cuda") and not has_gpu:
-        raise ValueError(
+        raise UserError(
             f"trainer.accelerator={accelerator}, but this machine has no GPU: say "
             "trainer.accelerator=cpu"
         )
@@ -84,19 +86,19 @@ def check_devices(
     if isinstance(num, str) and num.isdigit():
         num = int(num)
     if num == 0:
-        raise ValueError(f"trainer.devices={devices} is no device: say 1 or more, or auto for all")
+        raise UserError(f"trainer.devices={devices} is no device: say 1 or more, or auto for all")
     if not isinstance(num, int) or num < 1:  # "auto" and -1 take what is there
         return
     if accelerator == "auto" and num > 1 and not has_gpu:
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={num}, but this machine has no GPU; for {num} processes on its CPU, "
             "say trainer.accelerator=cpu"
         )
     num_gpus = torch.cuda.device_count()
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and num > num_gpus:
-        raise ValueError(f"trainer.devices={num}, but this machine has {num_gpus} GPUs")
+        raise UserError(f"trainer.devices={num}, but this machine has {num_gpus} GPUs")
     if in_sweep and num > 1 and not SLURMEnvironment.detect():
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={num} under --multirun: a job of a sweep cannot start further "
             "processes; sweep on one device a job, or give the sweep launcher=slurm, whose jobs "
             "start with all their processes"
@@ -110,13 +112,13 @@ def check_nodes(num_nodes: int) -> None:
         num_nodes: as for Lightning's trainer.
 
     Raises:
-        ValueError: in one sentence, how to start them.
+        UserError: in one sentence, how to start them.
     """
     if num_nodes == 1 or any(launcher.detect() for launcher in _LAUNCHERS):
         return
     missing = [name for name in _BY_HAND if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={num_nodes}, but {', '.join(missing)} are not set: start the same "
             "command on every node with SLURM or torchrun, or with the address and port of the "
             "first one and NODE_RANK=0, 1, ..."

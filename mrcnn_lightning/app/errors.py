@@ -26,11 +26,11 @@ from omegaconf.errors import (
 from mrcnn_lightning.app.log import log_to_file
 from mrcnn_lightning.app.ranks import first_failure, own_rank
 from mrcnn_lightning.app.values import unknown_key, unknown_option
+from mrcnn_lightning.user_error import UserError
 
 USER_ERRORS = (
-    ValueError,
-    TypeError,  # an option that a part does not have
-    OSError,
+    UserError,
+    OSError,  # a disk that is full, a file that may not be read
     InstantiationException,
     MisconfigurationException,
     OmegaConfBaseException,

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from mrcnn_lightning.app.values import check_values
+from mrcnn_lightning.training.optimizers import built
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY, read_checkpoint
 from mrcnn_lightning.weights.report import differences
 
@@ -48,7 +50,7 @@ def run_phases(
         AP of the last phase.
 
     Raises:
-        ValueError: `phases` or `ckpt_path` are not what they should be, before anything runs.
+        UserError: `phases` or `ckpt_path` are not what they should be, before anything runs.
     """
     if cfg.stage == "fit" and cfg.phases is not None:
         _require_list(cfg.phases)
@@ -86,11 +88,11 @@ def _resumed_phase(cfg: DictConfig) -> int | None:
     """The phase that the checkpoint is of, if there is one."""
     if cfg.ckpt_path is None:
         return None
-    number = read_checkpoint(cfg.ckpt_path)[DESCRIPTION_KEY].get("phase")
+    number: int | None = read_checkpoint(cfg.ckpt_path)[DESCRIPTION_KEY].get("phase")
     num = len(cfg.phases or [])
     if cfg.stage == "fit" and (num < number if number is not None else num > 0):
         trained = "a run without phases" if number is None else f"phase {number}"
-        raise ValueError(
+        raise UserError(
             f"ckpt_path={cfg.ckpt_path} is of {trained}, but phases lists {num}: to resume it, "
             "give the phases of its run (config.yaml in its folder); to start a new training from "
             "it, say weights=FILE instead"
@@ -102,7 +104,7 @@ def _require_list(phases: Any) -> None:
     if not isinstance(phases, ListConfig) or not all(
         isinstance(changes, DictConfig) for changes in phases
     ):
-        raise ValueError(
+        raise UserError(
             f"phases={phases} is no list of dictionaries of changes to the configuration, such as "
             "phases=[{trainer.max_epochs:8},{trainer.max_epochs:4}]"
         )
@@ -138,18 +140,18 @@ def _merge(cfg: DictConfig, index: int) -> DictConfig:
     )
     for key, value in _changes(cfg, index):
         if key in _OF_THE_RUN:
-            raise ValueError(f"phases[{index}] changes {key}, which is one for the whole run")
+            raise UserError(f"phases[{index}] changes {key}, which is one for the whole run")
         OmegaConf.update(changes, key, value)
         switches_off = value is None and "." in key
         if OmegaConf.is_dict(OmegaConf.select(cfg, key)) and not switches_off:
-            raise ValueError(
+            raise UserError(
                 f"phases[{index}] sets {key}={value}, but {key} is a dictionary: a phase changes "
                 "single values of it"
             )
     try:
         merged = OmegaConf.merge(cfg, changes)
     except ConfigKeyError as error:
-        raise ValueError(
+        raise UserError(
             f"phases[{index}] changes {error.full_key}, which the configuration does not have"
         ) from error
     assert isinstance(merged, DictConfig)
@@ -161,18 +163,18 @@ def _try_parts(phases: list[DictConfig]) -> None:
     """Build what is quick to build, so that a mistake in the last phase shows before the first.
 
     Raises:
-        ValueError: a part cannot be built, or a phase's model has other weights than the first's.
+        UserError: a part cannot be built, or a phase's model has other weights than the first's.
     """
     states = []
     for phase in phases:
         build = partial(hydra.utils.instantiate, _convert_="all")
         model = build(phase.model)(class_names=["object"])
-        optimizer = build(phase.optimizer)(model.parameters())
-        build(phase.scheduler)(optimizer, total_steps=1)
+        optimizer = built(build(phase.optimizer), "optimizer", model.parameters())
+        built(build(phase.scheduler), "scheduler", optimizer, total_steps=1)
         build(phase.data, with_masks=model.mask_head is not None)
         states.append({key: value.to("meta") for key, value in model.state_dict().items()})
         if problems := differences(states[-1], states[0]):
-            raise ValueError(
+            raise UserError(
                 f"phases[{len(states) - 1}] cannot go on with the weights of the phases before it, "
                 f"its model is another: {problems}"
             )

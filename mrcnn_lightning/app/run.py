@@ -9,7 +9,12 @@ import hydra
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LambdaCallback,
+    LearningRateMonitor,
+    ProgressBar,
+)
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +32,7 @@ from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import IOU_TYPES
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.training.task import DetectionTask
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.load import load_weights
 
 log = logging.getLogger(__name__)
@@ -40,18 +46,18 @@ _build = partial(hydra.utils.instantiate, _convert_="all")
 def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
     if cfg.stage not in SPLITS_OF_STAGE:
-        raise ValueError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
+        raise UserError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
     check_values(cfg)
     check_trainer(cfg.trainer)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
     check_nodes(cfg.trainer.num_nodes)
     if not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed={cfg.seed} is not between 0 and {2**32 - 1}")
+        raise UserError(f"seed={cfg.seed} is not between 0 and {2**32 - 1}")
     if not isinstance(cfg.show_score, int | float) or not 0 <= cfg.show_score <= 1:
-        raise ValueError(f"show_score={cfg.show_score} is no number between 0 and 1")
+        raise UserError(f"show_score={cfg.show_score} is no number between 0 and 1")
     _require_checkpoint(cfg.ckpt_path)
     if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
-        raise ValueError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
+        raise UserError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
     return run_phases(cfg, partial(_run, stop))
 
 
@@ -97,7 +103,7 @@ def build_parts(cfg: DictConfig, phase: int | None) -> tuple[COCODataModule, Det
         phase: of a staged training, from 1; or None.
 
     Raises:
-        ValueError: a value or a file is wrong.
+        UserError: a value or a file is wrong.
     """
     data = _build(cfg.data, with_masks=cfg.model.mask_head is not None)
     data.setup(cfg.stage)
@@ -131,7 +137,7 @@ def _require_checkpoint(path: str | None) -> None:
         return
     beside = ", ".join(sorted(file.name for file in Path(path).parent.glob("*.ckpt")))
     remedy = f"beside it there are {beside}" if beside else "a run's are in its folder checkpoints"
-    raise ValueError(f"ckpt_path: no such file: {path} ({remedy})")
+    raise UserError(f"ckpt_path: no such file: {path} ({remedy})")
 
 
 def _announce_nodes(trainer: lightning.Trainer) -> None:
@@ -152,21 +158,23 @@ def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: Detection
     """Refuse callbacks that watch what the check before training has not logged.
 
     Raises:
-        ValueError: there is one.
+        UserError: there is one.
     """
     of_classes = {f"val/{kind}_ap/{name}" for kind in IOU_TYPES for name in task.model.class_names}
     known = {*trainer.callback_metrics, *of_classes}
     for key, callback in cfg.callbacks.items():
         metric = callback.get("monitor") if callback else None
         if metric and metric not in known and not metric.startswith(("train/", "lr-")):
-            raise ValueError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
+            raise UserError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
 
 
 def _trainer(cfg: DictConfig, end: SaveAndStop) -> lightning.Trainer:
     """The trainer, with the callbacks of the configuration and none of Lightning's own."""
     callbacks = [end, *(_build(callback) for callback in cfg.callbacks.values() if callback)]
+    if not cfg.logger:  # it refuses to have nothing to write to
+        callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
-    return _build(
+    trainer: lightning.Trainer = _build(
         cfg.trainer,
         callbacks=callbacks,
         logger=[_build(logger) for logger in cfg.logger.values()],
@@ -174,6 +182,7 @@ def _trainer(cfg: DictConfig, end: SaveAndStop) -> lightning.Trainer:
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
     )
+    return trainer
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -17,6 +17,7 @@ from torch.distributed import TCPStore
 
 from mrcnn_lightning.app.errors import ERROR_FILE, say, stop_asking_hydra
 from mrcnn_lightning.app.ranks import own_rank
+from mrcnn_lightning.user_error import UserError
 
 try:
     import fcntl
@@ -74,7 +75,7 @@ def _or_exit(key: str) -> Iterator[None]:
     stop_asking_hydra()
     try:
         yield
-    except ValueError as error:
+    except UserError as error:
         say(f"error: {error}")
         sys.exit(1)
     except OSError as error:
@@ -107,7 +108,7 @@ def _hold(folder: Path, key: str) -> None:
     """Keep other runs out of a folder.
 
     Raises:
-        ValueError: a run that lives has it.
+        UserError: a run that lives has it.
     """
     if fcntl is None:
         return
@@ -117,7 +118,7 @@ def _hold(folder: Path, key: str) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        raise ValueError(
+        raise UserError(
             f"{key}={folder} is in use by another run ({file.read()}): wait for its end, or give "
             "another folder"
         ) from None

@@ -96,7 +96,7 @@ def summarize(rebuilt: Rebuilt) -> Summary:
         rebuilt: the model, which is left as it is, and its input.
 
     Raises:
-        ValueError: the canvas has no room for the image.
+        UserError: the canvas has no room for the image.
     """
     model, description, resize, canvas = rebuilt
     height, width = resize.size((resize.min_size, resize.max_size))

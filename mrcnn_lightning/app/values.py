@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from mrcnn_lightning.user_error import UserError
+
 # Kinds that a command line can say, and what they are called.
 _WORDS = {
     bool: "switch (true or false)",
@@ -40,7 +42,7 @@ def check_values(cfg: DictConfig) -> None:
     Only kinds are compared (a text for a number); what is out of range is refused by the part.
 
     Raises:
-        ValueError: one is of another kind, or no argument at all.
+        UserError: one is of another kind, or no argument at all.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     for part in _parts("", OmegaConf.to_container(cfg, resolve=True), raw):
@@ -56,14 +58,14 @@ def check_values(cfg: DictConfig) -> None:
                 continue
             if name not in arguments:
                 if not takes_all:
-                    raise ValueError(unknown_option(part.key, name, arguments))
+                    raise UserError(unknown_option(part.key, name, arguments))
                 continue
             kind = kinds.get(name, Any)
             has_default = value is None and arguments[name].default is None
             if not has_default and not _accepts(kind, value):
                 key = _set_at(f"{part.key}.{name}", part.raw[name], raw)
                 size = " of 64 bits" if isinstance(value, int) and abs(value) >= _TOO_LARGE else ""
-                raise ValueError(f"{key}={value} is no {_words(kind)}{size}")
+                raise UserError(f"{key}={value} is no {_words(kind)}{size}")
 
 
 def unknown_option(key: str, option: str, options: Iterable[str]) -> str:

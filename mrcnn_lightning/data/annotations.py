@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mrcnn_lightning.data.coco_json import pack_coco_json
 from mrcnn_lightning.data.segmentations import encode_polygons
+from mrcnn_lightning.user_error import UserError
 
 # Raised when packed files of before can no longer be read.
 _FORMAT = 2
@@ -78,7 +79,7 @@ class Annotations:
             cache_dir: where packed files are kept; `~` is the home folder.
 
         Raises:
-            ValueError: see `pack_coco_json`, or the folder cannot be written to.
+            UserError: see `pack_coco_json`, or the folder cannot be written to.
         """
         with Path(file).open("rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16))
@@ -94,7 +95,7 @@ class Annotations:
                     if packed is None:
                         _write(pack_coco_json(file), target)
             except OSError as error:
-                raise ValueError(
+                raise UserError(
                     f"data.cache_dir={cache_dir} cannot be written to, give another: {error}"
                 ) from error
         return packed or cls(target)
@@ -115,7 +116,8 @@ class Annotations:
 
     def num_objects(self) -> Tensor:
         """How many objects each image has, (N,)."""
-        return self._packed["object_ends"].diff(prepend=torch.zeros(1, dtype=torch.int64))
+        ends: Tensor = self._packed["object_ends"]
+        return ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
 
     def num_trainable(self) -> Tensor:
         """How many objects each image has, crowds aside, (N,)."""

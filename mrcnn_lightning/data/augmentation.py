@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 
 from mrcnn_lightning.data.sizing import Resize
+from mrcnn_lightning.user_error import UserError
 
 
 def _one_or_all(parts: list[Any]) -> Any:
@@ -26,7 +27,7 @@ class RandomShorterSide:
         max_size: the longest side.
 
     Raises:
-        ValueError: there is nothing to choose from.
+        UserError: there is nothing to choose from.
     """
 
     def __init__(
@@ -38,9 +39,7 @@ class RandomShorterSide:
     ) -> None:
         sides = [min_size] if isinstance(min_size, int) else min_size
         if not sides:
-            raise ValueError(
-                "data.train_transforms: min_size=[] has no shorter side to choose from"
-            )
+            raise UserError("data.train_transforms: min_size=[] has no shorter side to choose from")
         self.choices = [Resize(rule=rule, min_size=side, max_size=max_size) for side in sides]
 
     def __call__(self, *parts: Tensor) -> Any:

@@ -19,6 +19,7 @@ import torch
 
 from mrcnn_lightning.data.packed_objects import Annotation, PackedObjects, tensor_of
 from mrcnn_lightning.data.segmentations import is_number
+from mrcnn_lightning.user_error import UserError
 
 # After so many annotations the pages of the file that they lie on are given back.
 _PER_RELEASE = 100
@@ -94,7 +95,7 @@ def pack_coco_json(file: str | Path) -> dict[str, Any]:
         `point_ends` (Q,), `points` (T, 2) float64.
 
     Raises:
-        ValueError: names the file, and what is wrong with it.
+        UserError: names the file, and what is wrong with it.
     """
     try:
         try:
@@ -103,13 +104,13 @@ def pack_coco_json(file: str | Path) -> dict[str, Any]:
             # No JSON by the book, as with NaN; or none of COCO's, of which more can be said.
             return _packed(_read_whole(Path(file)), file)
     except RecursionError as error:
-        raise ValueError(f"{file} is no COCO-format file: it is nested too deeply") from error
+        raise UserError(f"{file} is no COCO-format file: it is nested too deeply") from error
 
 
 def _read_mapped(file: Path) -> _Content:
     """A file of which only the part at hand is in memory."""
     if file.stat().st_size == 0:
-        raise ValueError(f"{file} is not a JSON file: it is empty")
+        raise UserError(f"{file} is not a JSON file: it is empty")
     with file.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     lists = msgspec.json.decode(mapped, type=_Lists)
@@ -131,14 +132,14 @@ def _read_whole(file: Path) -> _Content:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is not a JSON file: {error}") from error
+        raise UserError(f"{file} is not a JSON file: {error}") from error
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{file} is no COCO-format file: it has no list of {key}")
+            raise UserError(f"{file} is no COCO-format file: it has no list of {key}")
     for key in ("images", "categories", "annotations"):
         entries = [] if content.get(key) is None else content[key]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{file} is no COCO-format file: its {key} are no list of objects")
+            raise UserError(f"{file} is no COCO-format file: its {key} are no list of objects")
     return _Content(
         images=[_structured(image, _Image) for image in content["images"]],
         categories=[_structured(category, _Category) for category in content["categories"]],
@@ -156,7 +157,7 @@ def _packed(content: _Content, file: str | Path) -> dict[str, Any]:
     images, categories = content.images, content.categories
     for key, entries in (("images", images), ("categories", categories)):
         if not entries:
-            raise ValueError(f"{file} has no {key}")
+            raise UserError(f"{file} has no {key}")
     _require_values(categories, {"id": 63, "name": None}, "category", file)
     _require_values(images, {"id": 63, "file_name": None, "height": 16, "width": 16}, "image", file)
     _require_unique(categories, "name", "categories", file)
@@ -190,7 +191,7 @@ def _require_values(
                 is_whole = is_number(value) and value == int(value) and low <= value < 2**bits
                 problem = "" if is_whole else f"a whole number from {low} on and below 2**{bits}"
             if problem:
-                raise ValueError(
+                raise UserError(
                     f"{file}: {what} {number} of {len(entries)} has {key}={reprlib.repr(value)}, "
                     f"which must be {problem}"
                 )
@@ -213,7 +214,7 @@ def _require_unique(entries: Sequence[Any], key: str, what: str, file: str | Pat
     for entry in entries:
         value = getattr(entry, key)
         if value in seen:
-            raise ValueError(f"{file} has two {what} with the {key} {str(value)[:80]}")
+            raise UserError(f"{file} has two {what} with the {key} {str(value)[:80]}")
         seen.add(value)
 
 
@@ -235,7 +236,7 @@ def _pack_objects(
                 label=label_of[number],
             )
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise UserError(f"{file}: {error}") from error
     return objects.packed(len(content.images))
 
 
@@ -261,7 +262,7 @@ def _places(
                 f"annotation {reprlib.repr(place.id)} ({key} {reprlib.repr(getattr(place, key))})"
                 for place in unknown[:3]
             )
-            raise ValueError(
+            raise UserError(
                 f"{file}: {len(unknown)} annotations name {what} that the file does not list: "
                 f"{first}{', ...' if len(unknown) > 3 else ''}"
             )

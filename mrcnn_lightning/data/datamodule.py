@@ -9,6 +9,7 @@ from typing import Any, get_args
 import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from mrcnn_lightning.data.annotations import Annotations
@@ -19,7 +20,8 @@ from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import BoxSource, compose_transforms
-from mrcnn_lightning.structures import Batch
+from mrcnn_lightning.structures import Batch, map_tensors
+from mrcnn_lightning.user_error import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class COCODataModule(lightning.LightningDataModule):
         seed: of the order of images and of augmentation.
 
     Raises:
-        ValueError: a size is less than 1, the seed is no whole number, or there are no such boxes.
+        UserError: a size is less than 1, the seed is no whole number, or there are no such boxes.
     """
 
     def __init__(
@@ -93,11 +95,11 @@ class COCODataModule(lightning.LightningDataModule):
         }
         for key, value in sizes.items():
             if value < 1:
-                raise ValueError(f"data.{key}={value} is less than 1")
+                raise UserError(f"data.{key}={value} is less than 1")
         if not isinstance(seed, int):
-            raise ValueError(f"seed={seed} is no whole number")
+            raise UserError(f"seed={seed} is no whole number")
         if boxes_from not in get_args(BoxSource):
-            raise ValueError(
+            raise UserError(
                 f"data.boxes_from={boxes_from} is not one of {', '.join(get_args(BoxSource))}"
             )
         self.files = {
@@ -138,7 +140,7 @@ class COCODataModule(lightning.LightningDataModule):
         """Read and check the files that a stage needs.
 
         Raises:
-            ValueError: one is missing or wrong, has no annotations or no masks where they are
+            UserError: one is missing or wrong, has no annotations or no masks where they are
                 needed, or they do not have the same classes.
         """
         missing = [split for split in SPLITS_OF_STAGE[stage] if split not in self.annotations]
@@ -162,7 +164,7 @@ class COCODataModule(lightning.LightningDataModule):
             own = set(zip(annotations.category_ids, annotations.class_names, strict=True))
             others = set(zip(self.category_ids, self.class_names, strict=True))
             for category, name in sorted(own ^ others)[:1]:
-                raise ValueError(
+                raise UserError(
                     f"data.{split}_json={self.files[split][1]} has other categories than "
                     f"the file beside it: only one of them has {name} with the id {category}"
                 )
@@ -171,11 +173,11 @@ class COCODataModule(lightning.LightningDataModule):
         """Refuse a file that is not annotated as far as the model needs it."""
         name, annotations = f"data.{split}_json={self.files[split][1]}", self.annotations[split]
         if not annotations.is_annotated:
-            raise ValueError(f"{name} has no annotations: stage=predict needs none")
+            raise UserError(f"{name} has no annotations: stage=predict needs none")
         without = annotations.without_mask
         if self.with_masks and without:
             some = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
-            raise ValueError(
+            raise UserError(
                 f"the model has a mask head, but {len(without)} objects of {name} have no "
                 f"segmentation (annotations {some}): model=faster_rcnn learns from boxes alone"
             )
@@ -193,7 +195,7 @@ class COCODataModule(lightning.LightningDataModule):
         images, json = self.files[split]
         for kind, path in (("json", json), ("images", images)):
             if not Path(path).exists():
-                raise ValueError(
+                raise UserError(
                     f"data.{split}_{kind}={path} does not exist: say where the data set lies with "
                     "data_root=DIR, fetch COCO with `mrcnn download-coco DIR`, or try "
                     "experiment=shapes, which needs none"
@@ -203,18 +205,22 @@ class COCODataModule(lightning.LightningDataModule):
         """Augmented batches of this rank, from where training stands.
 
         Raises:
-            ValueError: the batch size does not divide by the devices, or an epoch's limit by the
+            UserError: the batch size does not divide by the devices, or an epoch's limit by the
                 accumulation, there are too few images, or no masks where boxes are made from them.
         """
         world_size = self.trainer.world_size if self.trainer else 1
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         if self.batch_size % (world_size * accumulate):
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={self.batch_size} images a step do not divide by {world_size} "
                 f"devices x {accumulate} accumulated batches: make it a multiple of "
                 f"{world_size * accumulate}"
             )
-        self._require_masks()
+        if self.boxes_from != "file" and not self.with_masks:
+            raise UserError(
+                f"data.boxes_from={self.boxes_from} wants masks, but the model has no mask head: "
+                "set data.boxes_from=file"
+            )
         dataset = self._dataset("train", self.train_transform)
         self._require_enough(len(dataset))
         sampler = TrainBatchSampler(
@@ -237,30 +243,15 @@ class COCODataModule(lightning.LightningDataModule):
         if self.skip_empty:
             what = "images with objects (data.skip_empty=true)"
             if num == 0:
-                raise ValueError(
+                raise UserError(
                     f"data.train_json={file} has no {what}: give another file, or set "
                     "data.skip_empty=false"
                 )
         if num < self.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={self.batch_size}, but data.train_json={file} has {num} {what}: "
                 f"make it {num} or less"
             )
-
-    def _require_masks(self) -> None:
-        without = self.annotations["train"].without_mask
-        if self.boxes_from == "file" or (self.with_masks and not without):
-            return
-        if not self.with_masks:
-            reason = "the model has no mask head"
-        else:
-            reason = (
-                f"{len(without)} objects of data.train_json={self.files['train'][1]} have no "
-                f"segmentation, the first is annotation {without[0]}"
-            )
-        raise ValueError(
-            f"data.boxes_from={self.boxes_from} wants masks, but {reason}: set data.boxes_from=file"
-        )
 
     def val_dataloader(self) -> TimedLoader:
         """Batches of the validation set, each of one padded size."""
@@ -317,7 +308,7 @@ class COCODataModule(lightning.LightningDataModule):
         if device.type != "cuda":
             return batch.to(device)
         self._copies = self._copies or torch.cuda.Stream(device)
-        return batch.prefetched(device, self._copies)
+        return _copied(batch, device, self._copies)
 
     def _images_seen(self) -> int:
         # Lightning asks for the first batches before it has restored its count of steps.
@@ -336,15 +327,30 @@ class COCODataModule(lightning.LightningDataModule):
         self._resumed = dict(state_dict)
 
 
+def _copied(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
+    """The batch on a GPU, copied on a stream of its own while the last is worked on."""
+    with torch.cuda.stream(stream):
+        moved = batch.to(device)
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(stream)
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.is_cuda:
+            tensor.record_stream(current)  # or its memory would be free when `stream` is done
+        return tensor
+
+    return map_tensors(moved, keep)
+
+
 def _whole_steps(trainer: Any, num_batches: int) -> int:
     """Steps of an epoch; Lightning would make a small one of the batches that are left over."""
     limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
     num = min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
     if num % accumulate:
         key = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
-        raise ValueError(
+        raise UserError(
             f"trainer.{key}={limit} is {num} batches an epoch, which do not divide by "
             f"trainer.accumulate_grad_batches={accumulate}: make it "
             f"{num - num % accumulate or accumulate}"
         )
-    return num // accumulate
+    return int(num // accumulate)

@@ -18,6 +18,7 @@ from mrcnn_lightning.data.sizing import Canvas
 from mrcnn_lightning.data.transforms import BoxSource, Sample, transform_objects
 from mrcnn_lightning.ops.sampling import image_seed
 from mrcnn_lightning.structures import Batch, Targets
+from mrcnn_lightning.user_error import UserError
 
 
 class COCODataset(Dataset[Sample]):
@@ -36,7 +37,7 @@ class COCODataset(Dataset[Sample]):
         seed: of the run.
 
     Raises:
-        ValueError: `max_objects` leaves none.
+        UserError: `max_objects` leaves none.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class COCODataset(Dataset[Sample]):
         seed: int,
     ) -> None:
         if max_objects is not None and max_objects < 1:
-            raise ValueError(f"data.max_objects={max_objects} leaves none: null is for all of them")
+            raise UserError(f"data.max_objects={max_objects} leaves none: null is for all of them")
         self.annotations = annotations
         self.folder = Path(folder)
         self.transform = transform
@@ -75,7 +76,7 @@ class COCODataset(Dataset[Sample]):
         """An image as it is in an epoch.
 
         Raises:
-            ValueError: the file cannot be read, is of another size than annotated, or a transform
+            UserError: the file cannot be read, is of another size than annotated, or a transform
                 fails with it.
         """
         epoch, index = epoch_and_index[0], int(self._kept[epoch_and_index[1]])
@@ -96,7 +97,7 @@ class COCODataset(Dataset[Sample]):
                 )
             except (RuntimeError, ValueError) as error:  # torchvision's, of a side of 0 pixels, say
                 first = str(error).splitlines()[0]
-                raise ValueError(
+                raise UserError(
                     f"{path} of {width} x {height} pixels cannot go through the data's transforms: "
                     f"{first}"
                 ) from error

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from torch.hub import download_url_to_file
 from torchvision.datasets.utils import calculate_md5, extract_archive
 
+from mrcnn_lightning.user_error import UserError
+
 
 class Archive(NamedTuple):
     """A file of the server."""
@@ -44,13 +46,13 @@ def download_coco(
         archives: by what they hold.
 
     Raises:
-        ValueError: the folder cannot be made, or an archive cannot be had, or is not as published.
+        UserError: the folder cannot be made, or an archive cannot be had, or is not as published.
     """
     root = Path(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the folder {root} cannot be made: {error}") from error
+        raise UserError(f"the folder {root} cannot be made: {error}") from error
     for name, archive in archives.items():
         if (root / name).exists():
             print(f"{root / name} is there already")
@@ -66,13 +68,13 @@ def download_coco(
             print(f"unpacking {file}")
             extract_archive(str(file), str(unfinished))
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot download {url}: {error}; fetch it by another way, unpack it in {root}, "
                 f"and give data_root={root}"
             ) from error
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             file.unlink()
-            raise ValueError(f"{file} from {url} was damaged ({error}): try again") from error
+            raise UserError(f"{file} from {url} was damaged ({error}): try again") from error
         (unfinished / name).rename(root / name)
         unfinished.rmdir()
         file.unlink()
@@ -87,6 +89,6 @@ def _require_published(file: Path, archive: Archive, url: str) -> None:
     else:
         return
     file.unlink()
-    raise ValueError(
+    raise UserError(
         f"{file} from {url} is not the file that was published ({difference}): try again"
     )

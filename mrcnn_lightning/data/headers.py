@@ -13,6 +13,7 @@ from filelock import FileLock
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.user_error import UserError
 
 _THREADS = 8
 _PER_TASK = 256
@@ -37,7 +38,7 @@ def check_images(
             is right.
 
     Raises:
-        ValueError: files are missing, are no images, or have other sizes than annotated; or the
+        UserError: files are missing, are no images, or have other sizes than annotated; or the
             cache cannot be written to.
     """
     key, folder = images
@@ -46,7 +47,7 @@ def check_images(
     states = _each(_state, paths)
     missing = [name for name, state in zip(names, states, strict=True) if state is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(names)} images are missing from {key}={folder}: "
             f"{_some(missing)}"
         )
@@ -62,13 +63,13 @@ def check_images(
             found = _each(_problem, list(zip(paths, sizes, strict=True)))
             problems = [problem for problem in found if problem is not None]
             if problems:
-                raise ValueError(
+                raise UserError(
                     f"{len(problems)} of {len(names)} images of {key}={folder} are not as {json} "
                     f"says (correct its width and height, or leave them out): {_some(problems)}"
                 )
             checked.touch()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"data.cache_dir={cache_dir} cannot be written to, give another: {error}"
         ) from error
 

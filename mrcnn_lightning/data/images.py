@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from mrcnn_lightning.user_error import UserError
+
 log = logging.getLogger(__name__)
 
 # How many bits of a wider number cameras, scanners and programs use.
@@ -41,7 +43,7 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Tens
             have that size, the annotations are not of the upright image, and neither is the result.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        UserError: names the file and what is wrong with it.
     """
     try:
         with Image.open(path) as file:
@@ -49,13 +51,14 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Tens
             turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
             upright = ImageOps.exif_transpose(stored) if turned else stored
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read the image {path}: not an image") from error
+        raise UserError(f"cannot read the image {path}: not an image") from error
     except Exception as error:  # what Pillow raises for damaged files has no common ancestor
-        raise ValueError(f"cannot read the image {path}: {error}") from error
+        raise UserError(f"cannot read the image {path}: {error}") from error
     for image in (upright, stored):
         if size is None or (image.height, image.width) == tuple(size):
-            return pil_to_tensor(image)
-    raise ValueError(
+            pixels: Tensor = pil_to_tensor(image)
+            return pixels
+    raise UserError(
         f"the image {path} is {upright.width} x {upright.height} pixels, its annotations say "
         f"{size[1]} x {size[0]}"  # type: ignore[index]
     )

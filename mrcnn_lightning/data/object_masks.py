@@ -195,4 +195,5 @@ def _nearest(pixels: int, extent: Tensor, *, cells: int, frame: Tensor) -> Tenso
     """
     (low, high), (start, end) = extent.double(), frame.double()
     first, covered = ((start - low) * pixels / (high - low), (end - start) * pixels / (high - low))
-    return (first + (torch.arange(cells) + 0.5) * covered / cells).floor().long()
+    nearest: Tensor = first + (torch.arange(cells) + 0.5) * covered / cells
+    return nearest.floor().long()

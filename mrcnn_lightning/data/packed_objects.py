@@ -22,6 +22,7 @@ from mrcnn_lightning.data.segmentations import (
     is_number,
     read_segmentation,
 )
+from mrcnn_lightning.user_error import UserError
 
 
 class Annotation(msgspec.Struct, gc=False):
@@ -55,7 +56,7 @@ class PackedObjects:
         try:
             shape = read_segmentation(annotation.segmentation, size)
         except ValueError as error:
-            raise ValueError(f"the segmentation of {_name(annotation)} {error}") from error
+            raise UserError(f"the segmentation of {_name(annotation)} {error}") from error
         self.has_id_0 |= annotation.id == 0
         reason = _why_not(box, shape, size)
         if reason:
@@ -74,7 +75,7 @@ class PackedObjects:
         self, area: Any, box: Sequence[float], shape: Shape | None, size: tuple[int, int]
     ) -> float:
         if is_number(area) and area > 0 and area is not True:
-            return area
+            return float(area)
         self.odd_areas += area is not msgspec.UNSET
         measured = 0.0
         if isinstance(shape, bytes):
@@ -121,17 +122,17 @@ def _id(annotation: Annotation) -> Any:
 def _box(annotation: Annotation) -> list[float]:
     box = annotation.bbox
     if not are_numbers(box) or len(box) != 4:
-        raise ValueError(
+        raise UserError(
             f"{_name(annotation)} has bbox={reprlib.repr(box)}, which must be four numbers "
             "[x, y, width, height]"
         )
-    return box
+    return list(box)
 
 
 def _is_crowd(annotation: Annotation) -> bool:
     value = annotation.iscrowd
     if not isinstance(value, (int, float)) or value not in (0, 1):
-        raise ValueError(
+        raise UserError(
             f"{_name(annotation)} has iscrowd={reprlib.repr(value)}, which must be 0 or 1"
         )
     return bool(value)

@@ -55,7 +55,8 @@ def _leave_image(annotations: Annotations) -> Tensor:
     """Which boxes do, (O,) bool."""
     origins, sides = annotations.boxes.split(2, dim=1)
     limits = annotations.image_sizes.flip(1).repeat_interleave(annotations.num_objects(), dim=0)
-    return ((origins < -_ROUNDING) | (origins + sides > limits + _ROUNDING)).any(dim=1)
+    outside: Tensor = (origins < -_ROUNDING) | (origins + sides > limits + _ROUNDING)
+    return outside.any(dim=1)
 
 
 def _classes(annotations: Annotations) -> str:

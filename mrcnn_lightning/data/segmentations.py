@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
 
+from mrcnn_lightning.user_error import UserError
+
 # Polygons [x1, y1, x2, y2, ...], or compressed run lengths.
 Shape = list[list[float]] | bytes
 # Beyond this, numbers are not finite as float32, or their sums are not.
@@ -46,7 +48,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Shape | None:
         size: height and width of the image.
 
     Raises:
-        ValueError: what is wrong with it, without its place.
+        UserError: what is wrong with it, without its place.
     """
     if not segmentation:
         return None
@@ -54,7 +56,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Shape | None:
         return _polygons(segmentation)
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, size)
-    raise ValueError("is neither a list of polygons nor run lengths")
+    raise UserError("is neither a list of polygons nor run lengths")
 
 
 def encode_polygons(polygons: list[npt.NDArray[np.float64]], size: Sequence[int]) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def encode_polygons(polygons: list[npt.NDArray[np.float64]], size: Sequence[int]
 
 def _polygons(segmentation: list[Any]) -> list[list[float]]:
     if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation):
-        raise ValueError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
+        raise UserError("is no list of polygons [x1, y1, x2, y2, ...] of finite numbers")
     return [
         polygon if min(polygon) >= -_FAR and max(polygon) <= _FAR else clipped(polygon, -_FAR, _FAR)
         for polygon in segmentation
@@ -99,19 +101,22 @@ def clipped(polygon: list[float] | npt.NDArray[np.float64], low: float, high: fl
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> bytes:
     if segmentation.get("size") != list(size):
         own = reprlib.repr(segmentation.get("size"))
-        raise ValueError(f"is of size {own}, its image of {list(size)}")
+        raise UserError(f"is of size {own}, its image of {list(size)}")
     counts = segmentation.get("counts")
     if isinstance(counts, str):
         lengths = _lengths(counts)
     elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
         lengths = counts
     else:
-        raise ValueError("has neither a text nor a list of whole numbers as counts")
+        raise UserError("has neither a text nor a list of whole numbers as counts")
     if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
-        raise ValueError("has run lengths whose sum is not the area of its image")
+        raise UserError("has run lengths whose sum is not the area of its image")
     if isinstance(counts, str):
         return counts.encode()
-    return pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
+    encoded: bytes = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)[
+        "counts"
+    ]
+    return encoded
 
 
 def _lengths(counts: str) -> list[int]:
@@ -125,7 +130,7 @@ def _lengths(counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise ValueError("has counts that are no compressed run lengths")
+            raise UserError("has counts that are no compressed run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -135,5 +140,5 @@ def _lengths(counts: str) -> list[int]:
         lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
         value = shift = 0
     if shift:
-        raise ValueError("has counts that end within a number")
+        raise UserError("has counts that end within a number")
     return lengths

@@ -14,6 +14,8 @@ import pycocotools.mask
 from filelock import FileLock
 from PIL import Image
 
+from mrcnn_lightning.user_error import UserError
+
 # Sparse ids, as COCO's are.
 CATEGORIES = {3: "disc", 7: "box", 12: "triangle"}
 _PART_EMPTY = 0.05
@@ -42,7 +44,7 @@ def generate_shapes(
         seed: the same one draws the same set.
 
     Raises:
-        ValueError: the folder holds something else.
+        UserError: the folder holds something else.
     """
     settings = {
         "num_train": num_train,
@@ -72,7 +74,7 @@ def _require_same(folder: Path, settings: dict[str, int]) -> None:
     file = folder / "annotations" / "instances_train.json"
     found = json.loads(file.read_bytes()).get("info") if file.is_file() else None
     if found != settings:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {found or 'something else'}, where shapes made with {settings} were "
             "to go: give another data_root, or delete it"
         )
@@ -131,7 +133,10 @@ def _texture(rng: np.random.Generator, size: int, *, coarse: int, contrast: floa
     ]
     grain = rng.normal(0, 8, (size, size, 1))
     color = rng.uniform(20, 235, 3)
-    return (color + np.stack(smooth, axis=2) + grain).clip(0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = (
+        (color + np.stack(smooth, axis=2) + grain).clip(0, 255).astype(np.uint8)
+    )
+    return pixels
 
 
 def _outline(rng: np.random.Generator, name: str, size: int) -> Floats:
@@ -152,7 +157,8 @@ def _outline(rng: np.random.Generator, name: str, size: int) -> Floats:
 
 def _filled(outline: Floats, size: int) -> Pixels:
     rle = pycocotools.mask.frPyObjects([outline.flatten().tolist()], size, size)
-    return pycocotools.mask.decode(rle)[..., 0]
+    mask: npt.NDArray[np.uint8] = pycocotools.mask.decode(rle)[..., 0]
+    return mask
 
 
 def _annotation(category: int, outline: Floats, mask: Pixels) -> dict[str, Any]:

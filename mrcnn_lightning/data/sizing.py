@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 
+from mrcnn_lightning.user_error import UserError
+
 
 class Canvas(Protocol):
     """Has room for the images of a batch."""
@@ -30,7 +32,7 @@ class Resize:
         max_size: the longest side.
 
     Raises:
-        ValueError: the shorter side is less than 1, or over the longest.
+        UserError: the shorter side is less than 1, or over the longest.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Resize:
         max_size: int,
     ) -> None:
         if not 1 <= min_size <= max_size:
-            raise ValueError(
+            raise UserError(
                 f"min_size={min_size} max_size={max_size}: the shorter side must be 1 or more, and "
                 "no more than the longest"
             )
@@ -99,12 +101,12 @@ class PadToMultiple:
         multiple: in pixels, the largest stride of the model.
 
     Raises:
-        ValueError: it is less than 1.
+        UserError: it is less than 1.
     """
 
     def __init__(self, *, multiple: int) -> None:
         if multiple < 1:
-            raise ValueError(f"data.canvas.multiple={multiple} is less than 1")
+            raise UserError(f"data.canvas.multiple={multiple} is less than 1")
         self.multiple = multiple
 
     def size(self, sizes: Tensor) -> Tensor:
@@ -130,11 +132,11 @@ class CentredSquare:
         """The canvas's height and width for images of some height and width, both (..., 2).
 
         Raises:
-            ValueError: an image is larger.
+            UserError: an image is larger.
         """
         longest = int(sizes.max())
         if longest > self.side:
-            raise ValueError(
+            raise UserError(
                 f"data.canvas.side={self.side} has no room for an image with a side of {longest} "
                 f"pixels: make it {longest} or more, or make what data.resize and "
                 f"data.train_transforms resize to {self.side} or less"

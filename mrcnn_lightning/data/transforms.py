@@ -21,6 +21,7 @@ from mrcnn_lightning.data.object_masks import (
     outline_boxes,
     pixel_boxes,
 )
+from mrcnn_lightning.user_error import UserError
 
 # An object is gone when less of it than this is left in the image, in pixels (Detectron2's).
 _MIN_SIDE = 1e-5
@@ -127,14 +128,16 @@ def _center_crop(points: Points, output_size: list[int], **_: Any) -> Points:
         -((new - old) // 2) if new > old else round((old - new) / 2)
         for old, new in zip(points.canvas_size, (height, width), strict=True)
     )
-    return _crop(points, top, left, height, width)
+    cropped: Points = _crop(points, top, left, height, width)
+    return cropped
 
 
 @tv_functional.register_kernel(tv_functional.resized_crop, Points)
 def _resized_crop(
     points: Points, top: int, left: int, height: int, width: int, size: list[int], **_: Any
 ) -> Points:
-    return _resize(_crop(points, top, left, height, width), size)
+    resized: Points = _resize(_crop(points, top, left, height, width), size)
+    return resized
 
 
 @tv_functional.register_kernel(tv_functional.pad, Points)
@@ -149,11 +152,12 @@ def compose_transforms(transforms: Sequence[Callable[..., Any]]) -> Callable[...
     """Transforms one after the other, if shapes can follow each of them.
 
     Raises:
-        ValueError: names the first of torchvision's that shapes cannot follow.
+        UserError: names the first of torchvision's that shapes cannot follow.
     """
     for transform in transforms:
         _require_followed(transform)
-    return v2.Compose(list(transforms)) if transforms else v2.Identity()
+    composed: Callable[..., Any] = v2.Compose(list(transforms)) if transforms else v2.Identity()
+    return composed
 
 
 def _require_followed(transform: Any) -> None:
@@ -165,7 +169,7 @@ def _require_followed(transform: Any) -> None:
     if not module.startswith("torchvision.") or module.endswith("v2._color"):
         return
     if not isinstance(transform, _FOLLOWED):
-        raise ValueError(
+        raise UserError(
             f"data.train_transforms has {type(transform).__name__}, which is not among those that "
             "shapes can follow: v2's resizing, flips, crops, padding and transforms of colour"
         )
@@ -195,7 +199,7 @@ def transform_objects(
         The image, and `boxes`, `labels`, `crowd`, `masks` and `mask_frames` as in `Sample`.
 
     Raises:
-        ValueError: the image is no longer uint8 with three channels.
+        UserError: the image is no longer uint8 with three channels.
     """
     size = (image.shape[1], image.shape[2])
     corners = list(objects.boxes.view(-1, 2, 2))
@@ -204,7 +208,7 @@ def transform_objects(
     joined = torch.cat(flat) if flat else torch.zeros(0, 2)
     image, moved = transform(tv_tensors.Image(image), Points(joined, canvas_size=size))
     if image.dtype != torch.uint8 or image.shape[0] != 3:
-        raise ValueError(
+        raise UserError(
             f"after data.train_transforms the image is {image.dtype} with {image.shape[0]} "
             "channels, where uint8 and 3 are wanted: the model normalizes it by itself"
         )

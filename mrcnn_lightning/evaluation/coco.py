@@ -14,8 +14,7 @@ from torch import distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mrcnn_lightning.evaluation.results import coco_results
-from mrcnn_lightning.structures import ImageDetections
+from mrcnn_lightning.results.image_detections import ImageDetections
 
 # COCO's twelve numbers, in COCO's order.
 NUMBERS = (
@@ -134,9 +133,7 @@ class COCOMetric(Metric):
         return metrics
 
     def _results(self, images: dict[int, ImageDetections]) -> list[dict[str, Any]]:
-        return [
-            result for image in images.values() for result in coco_results(image, self.category_ids)
-        ]
+        return [result for image in images.values() for result in image.to_coco(self.category_ids)]
 
     def _images(self) -> dict[int, ImageDetections]:
         """The detections of each image, the first time that it was seen."""

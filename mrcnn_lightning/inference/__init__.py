@@ -1,3 +1,0 @@
-"""From a checkpoint to what is in photos."""
-
-from mrcnn_lightning.inference.predictor import Predictor as Predictor

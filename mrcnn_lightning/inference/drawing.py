@@ -8,14 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
+from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.ops.boxes import has_area
-from mrcnn_lightning.ops.masks import Crop
+from mrcnn_lightning.results.image_detections import ImageDetections
+from mrcnn_lightning.results.pasting import Crop
+from mrcnn_lightning.results.rle import decode_crops
 
+# Smaller images are enlarged until their longer side has so many pixels: names need room.
+MIN_SIDE = 512
 _GOLDEN_RATIO = 0.618034
+_Rectangle = tuple[float, float, float, float]
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -25,6 +30,35 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def draw(
+    image: Tensor | str | Path,
+    detections: ImageDetections,
+    class_names: Sequence[str],
+    *,
+    min_score: float = 0.5,
+) -> Image.Image:
+    """A picture of what was found in an image.
+
+    Args:
+        image: (3, H, W) uint8 RGB, or its file.
+        detections: in its pixels, as a `Predictor` gives them.
+        class_names: of the classes 1..K, `predictor.class_names`.
+        min_score: less confident detections are not drawn.
+
+    Raises:
+        UserError: the file is no image.
+    """
+    found = detections.above(min_score)
+    return draw_objects(
+        image if isinstance(image, Tensor) else read_image(image),
+        boxes=found.boxes,
+        labels=found.labels,
+        class_names=class_names,
+        scores=found.scores,
+        masks=None if found.rles is None else decode_crops(found.rles, found.size),
+    )
+
+
+def draw_objects(
     image: Tensor,
     *,
     boxes: Tensor,
@@ -32,33 +66,39 @@ def draw(
     class_names: Sequence[str],
     scores: Tensor | None = None,
     masks: Iterable[Crop] | None = None,
-) -> Tensor:
-    """An image (3, H, W) uint8 with boxes (N, 4), names, scores (N,) and masks.
+) -> Image.Image:
+    """A picture of an image with boxes, names, scores and masks.
 
     Args:
-        image: is left as it is.
-        boxes: in its pixels; those without area are not drawn.
+        image: (3, H, W) uint8, is left as it is.
+        boxes: (N, 4) in its pixels; those without area are not drawn.
         labels: (N,) in 1..K.
         class_names: of the classes 1..K.
-        scores: are written behind the names.
+        scores: (N,), are written behind the names.
         masks: N crops of the image, each in its place.
     """
-    image = image.cpu()
-    seen = has_area(boxes).cpu()
-    every, labels = labels.cpu(), labels.cpu()[seen]
-    if not len(labels):
-        return image
+    pixels = image.cpu().clone()
+    seen = has_area(boxes).tolist()
     colors = [class_color(label) for label in labels.tolist()]
-    names = [class_names[label - 1] for label in labels.tolist()]
-    if scores is not None:
-        values = scores.cpu()[seen].tolist()
-        names = [f"{name} {value:.2f}" for name, value in zip(names, values, strict=True)]
     if masks is not None:
-        image = image.clone()
-        for crop, label, is_seen in zip(masks, every.tolist(), seen.tolist(), strict=True):
+        for crop, color, is_seen in zip(masks, colors, seen, strict=True):
             if is_seen:
-                _blend(image, crop, class_color(label))
-    return draw_bounding_boxes(image, boxes.cpu()[seen], names, colors=colors)
+                _blend(pixels, crop, color)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    scale = max(1, -(-MIN_SIDE // max(picture.size)))
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale))
+    values = [""] * len(seen) if scores is None else [f" {value:.2f}" for value in scores.tolist()]
+    names = [
+        f"{class_names[label - 1]}{value}" for label, value in zip(labels, values, strict=True)
+    ]
+    canvas, taken = ImageDraw.Draw(picture), list[_Rectangle]()
+    for box, name, color, is_seen in zip(boxes.tolist(), names, colors, seen, strict=True):
+        if is_seen:
+            x1, y1, x2, y2 = (side * scale for side in box)
+            canvas.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=color, width=2)
+            _write(canvas, name, (x1, y1, x2, y2), color, taken)
+    return picture
 
 
 def _blend(image: Tensor, crop: Crop, color: tuple[int, int, int]) -> None:
@@ -69,12 +109,42 @@ def _blend(image: Tensor, crop: Crop, color: tuple[int, int, int]) -> None:
     pixels.copy_(torch.where(mask, pixels // 2 + half, pixels))
 
 
-def side_by_side(left: Tensor, right: Tensor) -> Tensor:
-    """Two images (3, H, W) in one."""
-    gap = torch.full((3, left.shape[1], 4), 255, dtype=torch.uint8)
-    return torch.cat([left, gap, right], dim=2)
+def _write(
+    canvas: ImageDraw.ImageDraw,
+    name: str,
+    box: _Rectangle,
+    color: tuple[int, int, int],
+    taken: list[_Rectangle],
+) -> None:
+    """Write a name at its box, where it covers no other name if there is such a place."""
+    font = ImageFont.load_default(size=14)
+    left, top, right, bottom = canvas.textbbox((0, 0), name, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    places = [(box[0], box[1] - height), (box[0], box[1]), (box[0], box[3])]
+    places += [(box[0], box[1] + step * height) for step in range(1, 40)]
+    spots = [_inside(x, y, width, height, canvas.im.size) for x, y in places]
+    free = (spot for spot in spots if not any(_overlap(spot, other) for other in taken))
+    spot = next(free, spots[0])
+    taken.append(spot)
+    canvas.rectangle(spot, fill=color)
+    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
+    canvas.text((spot[0] + 2 - left, spot[1] + 2 - top), name, fill=ink, font=font)
 
 
-def save(picture: Tensor, path: Path) -> None:
-    """Write a picture (3, H, W) uint8 to a file."""
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+def _inside(x: float, y: float, width: float, height: float, size: tuple[int, int]) -> _Rectangle:
+    """A rectangle of this size that starts at a point, moved into the picture."""
+    x, y = max(0.0, min(x, size[0] - width)), max(0.0, min(y, size[1] - height))
+    return x, y, x + width, y + height
+
+
+def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures of one height in one."""
+    both = Image.new("RGB", (left.width + 4 + right.width, left.height), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + 4, 0))
+    return both

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
-from mrcnn_lightning.evaluation.results import coco_results
-from mrcnn_lightning.inference.drawing import draw, save
+from mrcnn_lightning.inference.drawing import draw
 from mrcnn_lightning.inference.predictor import Prediction, Predictor
-from mrcnn_lightning.ops.masks import decode_crops
+from mrcnn_lightning.user_error import UserError
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 
@@ -28,7 +26,7 @@ def find_photos(places: Iterable[Path], *, recursive: bool) -> tuple[list[Path],
         recursive: whether folders in folders are searched.
 
     Raises:
-        ValueError: there is no such file or folder, or no image in a folder.
+        UserError: there is no such file or folder, or no image in a folder.
     """
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
@@ -36,7 +34,7 @@ def find_photos(places: Iterable[Path], *, recursive: bool) -> tuple[list[Path],
     num_skipped = 0
     for place in places:
         if not place.exists():
-            raise ValueError(f"no such file or folder: {place}")
+            raise UserError(f"no such file or folder: {place}")
         if not place.is_dir():
             photos.append(place)
             continue
@@ -48,7 +46,7 @@ def find_photos(places: Iterable[Path], *, recursive: bool) -> tuple[list[Path],
         ]
         if not images:
             remedy = "" if recursive else "; --recursive searches the folders in it"
-            raise ValueError(f"no image in {place} ({len(files)} other files){remedy}")
+            raise UserError(f"no image in {place} ({len(files)} other files){remedy}")
         photos += sorted(images)
         num_skipped += len(files) - len(images)
     return photos, num_skipped
@@ -58,19 +56,19 @@ def make_folder(out: Path, photos: Iterable[Path]) -> None:
     """Make the folder of results, apart from photos.
 
     Raises:
-        ValueError: it cannot be made, or photos lie in it, which pictures could overwrite and
+        UserError: it cannot be made, or photos lie in it, which pictures could overwrite and
             which would be taken for photos the next time.
     """
     out = out.resolve()
     inside = next((photo for photo in photos if photo.resolve().is_relative_to(out)), None)
     if inside is not None:
-        raise ValueError(
+        raise UserError(
             f"--out {out} holds {inside}, which is to be looked at: give a folder of its own"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be made: {error}") from error
+        raise UserError(f"--out {out} cannot be made: {error}") from error
 
 
 class Findings:
@@ -111,12 +109,18 @@ class Findings:
             self.errors.append(prediction.error)
             return
         assert prediction.detections is not None
-        found = coco_results(prediction.detections, self.predictor.category_ids)
+        found = prediction.detections.to_coco(self.predictor.category_ids)
         self.results += [result | {"file_name": str(prediction.path)} for result in found]
         self.num_done += 1
         if self.names is not None:
-            picture = _drawn(prediction, self.predictor.class_names, self.min_score)
-            save(picture, self.out / self.names[prediction.number - 1])
+            assert prediction.image is not None
+            picture = draw(
+                prediction.image,
+                prediction.detections,
+                self.predictor.class_names,
+                min_score=self.min_score,
+            )
+            picture.save(self.out / self.names[prediction.number - 1])
 
     def write(self) -> str:
         """Write the results, whole or not at all; returns how many there are, and where."""
@@ -144,21 +148,3 @@ def _picture_names(photos: Sequence[Path]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def _drawn(prediction: Prediction, class_names: Sequence[str], min_score: float) -> Tensor:
-    assert prediction.image is not None and prediction.detections is not None
-    found = prediction.detections
-    shown = found.scores >= min_score
-    masks = None
-    if found.rles is not None:
-        wanted = [rle for rle, is_shown in zip(found.rles, shown.tolist(), strict=True) if is_shown]
-        masks = decode_crops(wanted, found.size)
-    return draw(
-        prediction.image,
-        boxes=found.boxes[shown],
-        labels=found.labels[shown],
-        class_names=class_names,
-        scores=found.scores[shown],
-        masks=masks,
-    )

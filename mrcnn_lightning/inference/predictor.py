@@ -12,9 +12,9 @@ from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import Sample
-from mrcnn_lightning.evaluation.results import per_image
 from mrcnn_lightning.models.detector import Detector
-from mrcnn_lightning.structures import ImageDetections
+from mrcnn_lightning.results.image_detections import ImageDetections, per_image
+from mrcnn_lightning.user_error import UserError
 
 PRECISIONS = ("32", "bf16")
 
@@ -44,7 +44,7 @@ class Predictor:
         compiled: whether `torch.compile` makes the model's kernels, which takes a minute at first.
 
     Raises:
-        ValueError: there is no such device or precision.
+        UserError: there is no such device or precision.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Predictor:
         compiled: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision} is not one of {', '.join(PRECISIONS)}")
+            raise UserError(f"precision={precision} is not one of {', '.join(PRECISIONS)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.device = torch.device(device)
             self.model = model.to(self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device={device} cannot be used: {error}") from error
+            raise UserError(f"device={device} cannot be used: {error}") from error
         if compiled:
             model.compile_parts()
         self.precision = precision
@@ -89,7 +89,7 @@ class Predictor:
         """The predictor of a checkpoint, with images sized as it was trained for.
 
         Raises:
-            ValueError: see `load_checkpoint`, or there is no such device or precision.
+            UserError: see `load_checkpoint`, or there is no such device or precision.
         """
         model, description, resize, canvas = load_checkpoint(path)
         return cls(
@@ -109,12 +109,12 @@ class Predictor:
         """The detections of image files, in their order and in their own pixels.
 
         Raises:
-            ValueError: a file is no image.
+            UserError: a file is no image.
         """
         found: dict[int, ImageDetections] = {}
         for prediction in self.stream(paths, batch_size=batch_size):
             if prediction.detections is None:
-                raise ValueError(prediction.error)
+                raise UserError(prediction.error)
             found[prediction.number] = prediction.detections
         return [found[number] for number in sorted(found)]
 
@@ -125,7 +125,7 @@ class Predictor:
             prediction = Prediction(number, Path(path))
             try:
                 prediction.image = read_image(path)
-            except ValueError as error:
+            except UserError as error:
                 prediction.error = str(error)
                 yield prediction
                 continue

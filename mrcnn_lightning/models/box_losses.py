@@ -10,15 +10,14 @@ from torch import Tensor
 
 from mrcnn_lightning.ops.losses import giou, mean_where, smooth_l1
 from mrcnn_lightning.ops.precision import at_least_float32
+from mrcnn_lightning.user_error import UserError
 
 Mean = Literal["sampled", "positives"]
 
 
 def _require_known(mean_over: str) -> None:
     if mean_over not in get_args(Mean):
-        raise ValueError(
-            f"box_loss.mean_over={mean_over} is not one of {', '.join(get_args(Mean))}"
-        )
+        raise UserError(f"box_loss.mean_over={mean_over} is not one of {', '.join(get_args(Mean))}")
 
 
 class SmoothL1Loss:
@@ -30,12 +29,12 @@ class SmoothL1Loss:
             Faster R-CNN), or by that of the `positives`' deltas, four each.
 
     Raises:
-        ValueError: an argument is out of range.
+        UserError: an argument is out of range.
     """
 
     def __init__(self, *, beta: float, mean_over: Mean) -> None:
         if beta < 0:
-            raise ValueError(f"box_loss.beta={beta} is less than 0")
+            raise UserError(f"box_loss.beta={beta} is less than 0")
         _require_known(mean_over)
         self.beta = beta
         self.mean_over = mean_over
@@ -74,7 +73,7 @@ class GIoULoss:
             `positives`.
 
     Raises:
-        ValueError: there is no such mean.
+        UserError: there is no such mean.
     """
 
     def __init__(self, *, mean_over: Mean) -> None:

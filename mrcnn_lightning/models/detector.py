@@ -6,16 +6,19 @@ B images, D detections.
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.backbones.backbone import Backbone
 from mrcnn_lightning.models.heads.roi_sampler import RoISampler
+from mrcnn_lightning.models.protocols import BoxHead, MaskHead, Neck
 from mrcnn_lightning.models.roi_stage import RoIStage
-from mrcnn_lightning.ops.masks import Crops
+from mrcnn_lightning.models.rpn.proposals import RPNOutput
+from mrcnn_lightning.models.rpn.rpn import RPN
+from mrcnn_lightning.results.pasting import Crops
 from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.user_error import UserError
 
 
 class Detector(nn.Module):
@@ -35,7 +38,7 @@ class Detector(nn.Module):
         init: gives layers the weights that they start with, see `initial_weights`.
 
     Raises:
-        ValueError: the backbone's stage for RoIs does not fit the neck.
+        UserError: the backbone's stage for RoIs does not fit the neck.
     """
 
     def __init__(
@@ -43,11 +46,11 @@ class Detector(nn.Module):
         *,
         class_names: Sequence[str],
         backbone: Backbone,
-        neck: Callable[..., Any],
-        rpn: Callable[..., Any],
+        neck: Callable[..., Neck],
+        rpn: Callable[..., RPN],
         roi_sampler: RoISampler,
-        box_head: Callable[..., Any],
-        mask_head: Callable[..., Any] | None,
+        box_head: Callable[..., BoxHead],
+        mask_head: Callable[..., MaskHead] | None,
         paste: Crops,
         pad_first: bool,
         init: Callable[["Detector"], None],
@@ -61,7 +64,7 @@ class Detector(nn.Module):
         width = self.neck.out_channels
         stage = backbone.roi_stage or RoIStage(nn.Identity(), width, width, stride=1)
         if stage.in_channels != width:
-            raise ValueError(
+            raise UserError(
                 f"the backbone has a stage for RoIs (roi_layer) that takes {stage.in_channels} "
                 f"channels, and the neck gives {width}: such a backbone goes with "
                 "model=mask_rcnn_d2_c4"
@@ -86,11 +89,11 @@ class Detector(nn.Module):
         and batches of one image have kernels of their own.
 
         Raises:
-            ValueError: there is no C++ compiler.
+            UserError: there is no C++ compiler.
         """
         compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
         if not any(shutil.which(name) for name in compilers):
-            raise ValueError(
+            raise UserError(
                 "torch.compile (task.compiled=true or --compile) needs a C++ compiler, and none "
                 "is on the PATH: install g++, or leave it out"
             )
@@ -113,7 +116,8 @@ class Detector(nn.Module):
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The pyramid of a batch."""
-        return self.neck(self.backbone(self.normalize(batch)))
+        levels: list[Tensor] = self.neck(self.backbone(self.normalize(batch)))
+        return levels
 
     def loss(self, batch: Batch, features: list[Tensor] | None = None) -> dict[str, Tensor]:
         """The losses, each a scalar: two of the RPN, two a stage of the box head, and `loss_mask`.
@@ -124,7 +128,7 @@ class Detector(nn.Module):
         """
         assert batch.targets is not None
         features = self.features(batch) if features is None else features
-        output = self.rpn(features, tuple(batch.images.shape[2:]))
+        output: RPNOutput = self.rpn(features, tuple(batch.images.shape[2:]))
         losses = self.rpn.loss(output, batch)
         proposals = self.rpn.propose(output, batch, training=True)
         rois = self.roi_sampler(proposals, batch.targets, batch.seeds)
@@ -142,7 +146,7 @@ class Detector(nn.Module):
             features: of the batch, if they are known already.
         """
         features = self.features(batch) if features is None else features
-        output = self.rpn(features, tuple(batch.images.shape[2:]))
+        output: RPNOutput = self.rpn(features, tuple(batch.images.shape[2:]))
         proposals = self.rpn.propose(output, batch, training=False)
         detections = self.box_head.predict(
             features, proposals.boxes, proposals.valid, batch.windows

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from mrcnn_lightning.models.heads.box_head import BoxBranch
+from mrcnn_lightning.models.heads.mask_head import MaskHead
+from mrcnn_lightning.models.protocols import Part
 
 if TYPE_CHECKING:
     from mrcnn_lightning.models.detector import Detector
@@ -44,10 +46,10 @@ def vgg(detector: "Detector") -> None:
 
 def matterport(detector: "Detector") -> None:
     """Keras's: Xavier (Glorot and Bengio 2010) for every layer after the backbone."""
-    parts: list[nn.Module] = [detector.neck, detector.rpn, *_trunks(detector)]
+    parts: list[Part] = [detector.neck, detector.rpn, *_trunks(detector)]
     for branch in _branches(detector):
         parts += [branch.classifier, branch.deltas]
-    if (head := detector.mask_head) is not None:
+    if isinstance(head := detector.mask_head, MaskHead):
         parts += [head.trunk, head.deconv, head.classifier]
     for layer in (layer for part in parts for layer in part.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mrcnn_lightning.ops.matching import IGNORED, NEGATIVE, BestMatches, Match, match, overlaps
 from mrcnn_lightning.structures import Targets
+from mrcnn_lightning.user_error import UserError
 
 
 def match_targets(
@@ -56,10 +57,10 @@ def require_sample(key: str, num: int, positive_fraction: float) -> None:
     """Refuse a sample of nothing, or a fraction that is none.
 
     Raises:
-        ValueError: it is so.
+        UserError: it is so.
     """
     if num < 1 or not 0 < positive_fraction <= 1:
-        raise ValueError(
+        raise UserError(
             f"{key}={num} positive_fraction={positive_fraction}: give 1 or more, and a fraction "
             "above 0 and up to 1"
         )

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from mrcnn_lightning.user_error import UserError
+
 NormLayer = Callable[[int], nn.Module]
 
 
@@ -29,10 +31,10 @@ def norm_layer(norm: str, eps: float) -> NormLayer:
     """What makes a normalisation of some number of channels.
 
     Raises:
-        ValueError: the norm is not one of `NORMS`.
+        UserError: the norm is not one of `NORMS`.
     """
     if norm not in NORMS:
-        raise ValueError(f"norm={norm} is not known: it is one of {', '.join(NORMS)}")
+        raise UserError(f"norm={norm} is not known: it is one of {', '.join(NORMS)}")
     return partial(NORMS[norm], eps=eps)
 
 
@@ -62,7 +64,8 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, features: Tensor) -> Tensor:
     # Compiled parts have one way for all sizes.
     is_small = not torch.compiler.is_compiling() and cells < conv.weight[0].numel()
     if not is_fixed or not is_plain or is_small:
-        return norm(conv(features))
+        normed: Tensor = norm(conv(features))
+        return normed
     assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -74,7 +74,8 @@ def giou(deltas: Tensor, anchors: Tensor, boxes: Tensor, *, weights: Sequence[fl
     Arguments and result as for `smooth_l1`.
     """
     found = box_ops.decode(deltas, anchors, weights)
-    return torchvision.ops.generalized_box_iou_loss(found, boxes)
+    loss: Tensor = torchvision.ops.generalized_box_iou_loss(found, boxes)
+    return loss
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.user_error import UserError
+
 _REMEDY = "lower optimizer.lr or set trainer.gradient_clip_val"
 
 
@@ -38,14 +40,14 @@ class Divergence:
             all_gather: stacks what the ranks have.
 
         Raises:
-            ValueError: they were not finite, at which step first, and what they were then.
+            UserError: they were not finite, at which step first, and what they were then.
         """
         step, *values = min(all_gather(self._first).view(-1, 1 + len(self.names)).tolist())
         if step != torch.inf:
             losses = ", ".join(
                 f"{name} {value:.4g}" for name, value in zip(self.names, values, strict=True)
             )
-            raise ValueError(f"the loss is not finite at step {int(step)}: {losses}; {_REMEDY}")
+            raise UserError(f"the loss is not finite at step {int(step)}: {losses}; {_REMEDY}")
 
 
 def refuse_diverged(checkpoint: Mapping[str, Any], step: int) -> None:
@@ -56,12 +58,12 @@ def refuse_diverged(checkpoint: Mapping[str, Any], step: int) -> None:
         step: of the run.
 
     Raises:
-        ValueError: a weight or what the optimizer keeps is not finite.
+        UserError: a weight or what the optimizer keeps is not finite.
     """
     for key in ("state_dict", "optimizer_states"):
         for name, tensor in _tensors(checkpoint.get(key, {}), key):
             if not torch.isfinite(tensor).all():
-                raise ValueError(
+                raise UserError(
                     f"{name} is not finite after {step} steps, although the losses were, and is "
                     f"not written: {_REMEDY}"
                 )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mrcnn_lightning.user_error import UserError
+
 
 def _warmup(progress: float, warmup: float, warmup_factor: float) -> float:
     """The factor of a linear warm-up, 1 after it."""
@@ -61,10 +63,10 @@ def cosine(
         final_factor: where the cosine ends, likewise.
 
     Raises:
-        ValueError: the warm-up leaves nothing of the run.
+        UserError: the warm-up leaves nothing of the run.
     """
     if warmup >= 1:
-        raise ValueError(
+        raise UserError(
             f"scheduler.warmup={warmup} is a part of the run, and leaves none for the cosine: say "
             "less than 1"
         )

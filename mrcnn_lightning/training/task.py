@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from mrcnn_lightning.checkpoint import Description
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import COCOMetric
-from mrcnn_lightning.evaluation.results import per_image
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.sampling import step_key
-from mrcnn_lightning.structures import Batch, Detections, ImageDetections
+from mrcnn_lightning.results.image_detections import ImageDetections, per_image
+from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
-from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+from mrcnn_lightning.training.optimizers import built, fused_option, parameter_groups
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY
 from mrcnn_lightning.weights.report import differences, require_finite
 
@@ -96,9 +97,11 @@ class DetectionTask(lightning.LightningModule):
         )
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
-            raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        optimizer = self.make_optimizer(groups, **fused_option(self.make_optimizer, self.trainer))
-        scheduler = self.make_scheduler(optimizer, total_steps=int(total_steps))
+            raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        fused = fused_option(self.make_optimizer, self.trainer)
+        optimizer = built(self.make_optimizer, "optimizer", groups, **fused)
+        total_steps = int(total_steps)
+        scheduler = built(self.make_scheduler, "scheduler", optimizer, total_steps=total_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -122,7 +125,7 @@ class DetectionTask(lightning.LightningModule):
         """The sum of the losses.
 
         Raises:
-            ValueError: it is no longer finite.
+            UserError: it is no longer finite.
         """
         self._seed_layers()
         losses = self.model.loss(batch)
@@ -211,7 +214,7 @@ class DetectionTask(lightning.LightningModule):
         """Put in what it takes to rebuild the model, and whether an evaluation is due.
 
         Raises:
-            ValueError: a loss, a weight or what the optimizer keeps is not finite.
+            UserError: a loss, a weight or what the optimizer keeps is not finite.
         """
         if self._divergence is not None:
             self._divergence.check(self.all_gather)
@@ -224,18 +227,18 @@ class DetectionTask(lightning.LightningModule):
         """Compare classes and weights before anything is loaded.
 
         Raises:
-            ValueError: it was trained on other classes, or is of another architecture.
+            UserError: it was trained on other classes, or is of another architecture.
         """
         names = checkpoint[DESCRIPTION_KEY]["class_names"]
         if names != self.model.class_names:
-            raise ValueError(
+            raise UserError(
                 f"ckpt_path was trained on the {len(names)} classes {_some(names)}, the data has "
                 f"the {len(self.model.class_names)} classes {_some(self.model.class_names)}: give "
                 "its own data, or start a new training from it with weights=FILE"
             )
         problems = differences(self.state_dict(), checkpoint["state_dict"])
         if problems:
-            raise ValueError(
+            raise UserError(
                 f"ckpt_path is of another architecture: {problems}; give the same overrides as in "
                 "its run (config.yaml in its folder)"
             )

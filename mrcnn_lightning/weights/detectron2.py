@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mrcnn_lightning.models.backbones.pixels import Pixels
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.renaming import Rule, numbered_conv, pyramid_level, resnet_stage
 
 log = logging.getLogger(__name__)
@@ -123,12 +124,12 @@ def require_pixels(weights: str, pixels: Pixels) -> None:
     """Look whether the backbone gets BGR, as all models of Detectron2's zoo do.
 
     Raises:
-        ValueError: it gets RGB, and the weights are the zoo's.
+        UserError: it gets RGB, and the weights are the zoo's.
     """
     if pixels.channel_order == "BGR":
         return
     if "://" in weights:
-        raise ValueError(
+        raise UserError(
             f"weights={weights} was trained on BGR images, and the backbone gets RGB: choose its "
             "own, such as backbone=resnet50_caffe, or experiment=mask_rcnn_r50_fpn_3x"
         )

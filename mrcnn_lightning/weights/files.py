@@ -12,6 +12,7 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.array_pickles import read_arrays
 
 # Detectron2's short form of its own addresses.
@@ -27,11 +28,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
         path: PyTorch's format, or a pickle of NumPy arrays (Detectron2's `.pkl`).
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it holds more than plain data.
+        UserError: there is no such file, it is damaged, or it holds more than plain data.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"no such file: {path} (weights are a file, an address, or a name of torchvision's, "
             "such as IMAGENET1K_V1 or MaskRCNN_ResNet50_FPN_Weights.COCO_V1)"
         )
@@ -43,14 +44,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
         )
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, or holds objects other than arrays and plain values, which are "
             f"not loaded because they could run code{f': {refused[1]}' if refused else ''}"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"{path} is damaged or no file of weights: {error}") from error
+        raise UserError(f"{path} is damaged or no file of weights: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name")
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
     return content
 
 
@@ -64,29 +65,29 @@ def read_weights(weights: str, *, key: str, architecture: str | None = None) -> 
         architecture: torchvision's name of the network that a short name is of.
 
     Raises:
-        ValueError: they cannot be had, or see `read_file`.
+        UserError: they cannot be had, or see `read_file`.
     """
     if re.match(r"\w+://", weights):
         file = _download(weights, key)
         try:
             return read_file(file)
-        except ValueError as error:
+        except UserError as error:
             file.unlink()
-            raise ValueError(
+            raise UserError(
                 f"{key}={weights}: {error}. It is removed, so that the next try fetches it anew"
             ) from error
     if re.fullmatch(r"\w+_Weights\.\w+", weights):
         try:
             return _published(torchvision.models.get_weight(weights), key, weights)
         except (AttributeError, KeyError, ValueError) as error:
-            if isinstance(error, ValueError) and "download" in str(error):
+            if isinstance(error, UserError) and "download" in str(error):
                 raise
-            raise ValueError(f"{key}={weights} is no weights of torchvision's: {error}") from error
+            raise UserError(f"{key}={weights} is no weights of torchvision's: {error}") from error
     if architecture is not None and re.fullmatch(r"[A-Z0-9_]+", weights):
         known = torchvision.models.get_model_weights(architecture)
         if weights not in known.__members__:
             names = ", ".join(known.__members__)
-            raise ValueError(
+            raise UserError(
                 f"{key}={weights} is no weights of torchvision's {architecture}: {names}"
             )
         return _published(known[weights], key, weights)
@@ -141,29 +142,29 @@ def _check_hash(file: Path, url: str, wanted: str) -> None:
     """Compare a file with what its address says of it, and remove it if it differs.
 
     Raises:
-        ValueError: it is another file.
+        UserError: it is another file.
     """
     hashes = [(kind, found[1]) for kind, name in _NAMED_HASHES if (found := re.search(name, url))]
     if wanted:
         kind, _, value = wanted.partition("=")
         if kind not in ("sha256", "md5") or not value:
-            raise ValueError(f"{url}#{wanted}: say #sha256=... or #md5=...")
+            raise UserError(f"{url}#{wanted}: say #sha256=... or #md5=...")
         hashes = [(kind, value)]
     for kind, value in hashes:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, kind).hexdigest()
         if not digest.startswith(value.lower()):
             file.unlink()
-            raise ValueError(
+            raise UserError(
                 f"{url} should have a {kind} of {value}..., what came has {digest}: it is removed; "
                 "the download was damaged, the file is another, or its name holds no hash: then "
                 "say #sha256=... after the address"
             )
 
 
-def _no_download(key: str, weights: str, url: str, error: Exception) -> ValueError:
+def _no_download(key: str, weights: str, url: str, error: Exception) -> UserError:
     nothing = " backbone.trainable_stages=5 backbone.norm=bn" if key == "backbone.weights" else ""
-    return ValueError(
+    return UserError(
         f"cannot download {key}={weights} from {url}: {error}. Without a network, fetch that file "
         f"elsewhere and set {key}=/path/to/it; to start from nothing, set {key}=null{nothing}"
     )

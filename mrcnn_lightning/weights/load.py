@@ -8,6 +8,7 @@ from torch import Tensor
 from mrcnn_lightning.models.backbones.backbone import Backbone
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.heads.trunks import TwoFC
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights import detectron2, matterport, own, torchvision
 from mrcnn_lightning.weights.classes import cocos_names, fit_classes, num_classes_of
 from mrcnn_lightning.weights.files import read_weights
@@ -27,7 +28,7 @@ def load_weights(detector: Detector, weights: str | None) -> None:
         weights: see `load_detector`; None loads what the backbone was made for, if anything.
 
     Raises:
-        ValueError: the weights cannot be had, or do not fit.
+        UserError: the weights cannot be had, or do not fit.
     """
     if weights is not None:
         load_detector(detector, weights)
@@ -46,7 +47,7 @@ def load_backbone(backbone: Backbone, trunk: TwoFC | None = None) -> LoadReport:
             VGG-16's with 4096 units (Fast R-CNN, section 2.2).
 
     Raises:
-        ValueError: the weights cannot be had, or do not fit.
+        UserError: the weights cannot be had, or do not fit.
     """
     assert backbone.pretrained is not None
     weights, architecture, out_indices = backbone.pretrained
@@ -103,7 +104,7 @@ def load_detector(detector: Detector, weights: str) -> LoadReport:
             checkpoint of this project.
 
     Raises:
-        ValueError: the weights cannot be had, or do not fit.
+        UserError: the weights cannot be had, or do not fit.
     """
     content = read_weights(weights, key="weights")
     report = LoadReport(f"weights={weights}")
@@ -146,7 +147,7 @@ def _foreign(
         torchvision.without_epsilon(weights, state, detector.backbone)
     else:
         first = ", ".join(list(content)[:3])
-        raise ValueError(
+        raise UserError(
             f"{report.source} is no detector that is known (its keys are {first}, ...): not "
             "torchvision's, Detectron2's, the Matterport port's nor this project's; a "
             "classifier's weights go to backbone.weights"

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.files import read_file
 
 # Where a checkpoint keeps what it takes to rebuild its model.
@@ -20,11 +21,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a checkpoint of this project holds.
 
     Raises:
-        ValueError: see `read_file`, or the file is another program's.
+        UserError: see `read_file`, or the file is another program's.
     """
     checkpoint = read_file(path)
     if not is_checkpoint(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"{path} is no checkpoint of this project: to start from foreign weights, say "
             "weights=FILE"
         )
@@ -36,14 +37,14 @@ def require_whole(checkpoint: dict[str, Any], source: str | Path) -> None:
     """Look whether a checkpoint of this project has all that such ones have.
 
     Raises:
-        ValueError: something is missing or of another kind.
+        UserError: something is missing or of another kind.
     """
     description, state = checkpoint[DESCRIPTION_KEY], checkpoint.get("state_dict")
     names = description.get("class_names") if isinstance(description, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{source} is no whole checkpoint of this project: it names no classes")
+        raise UserError(f"{source} is no whole checkpoint of this project: it names no classes")
     if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
-        raise ValueError(f"{source} is no whole checkpoint of this project: it has no weights")
+        raise UserError(f"{source} is no whole checkpoint of this project: it has no weights")
 
 
 def detector_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

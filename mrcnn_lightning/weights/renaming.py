@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.user_error import UserError
+
 # A pattern, and what stands for it here; None leaves the key out.
 Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]
 
@@ -30,7 +32,7 @@ def translate(state: Mapping[str, Any], rules: list[Rule]) -> Translated:
         rules: patterns, and their replacement; None leaves a key out.
 
     Raises:
-        ValueError: a value is no tensor.
+        UserError: a value is no tensor.
     """
     translated = Translated({}, [], [])
     for key, value in state.items():
@@ -53,7 +55,7 @@ def _as_tensor(key: str, value: Any) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{key} holds a {type(value).__name__}, where a tensor should be"
         ) from error
 

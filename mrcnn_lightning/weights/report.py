@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrcnn_lightning.user_error import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -70,12 +72,12 @@ def require_finite(state: Mapping[str, Tensor], source: str) -> None:
         source: what the weights are of, for the message.
 
     Raises:
-        ValueError: names them.
+        UserError: names them.
     """
     broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        raise ValueError(
+        raise UserError(
             f"{source} has numbers that are not finite in {len(broken)} of its {len(state)} "
             f"tensors ({first}): its training had diverged, take an earlier checkpoint"
         )
@@ -93,13 +95,13 @@ def load_strictly(
         unknown: names in the file that have no place and no excuse.
 
     Raises:
-        ValueError: something does not fit, or is not finite.
+        UserError: something does not fit, or is not finite.
     """
     own = module.state_dict()
     unexplained = {key: torch.empty(0) for key in unknown}
     problems = differences(own, {**state, **unexplained}, fresh=report.replaced)
     if problems:
-        raise ValueError(f"{report.source} is not of this architecture: {problems}")
+        raise UserError(f"{report.source} is not of this architecture: {problems}")
     require_finite(state, report.source)
     report.loaded = [key for key in state if key in own]
     module.load_state_dict({key: state[key] for key in report.loaded}, strict=False)

@@ -10,6 +10,7 @@ from torch import nn
 from mrcnn_lightning.models.backbones.backbone import Backbone
 from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.backbones.timm_networks import made, timm_chain
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.files import read_weights
 from mrcnn_lightning.weights.report import LoadReport, load_strictly
 from mrcnn_lightning.weights.unwrapping import unwrapped
@@ -21,7 +22,7 @@ def load_timm(backbone: Backbone) -> LoadReport:
     """Load the weights that a backbone of timm's is to start from.
 
     Raises:
-        ValueError: they cannot be had, do not fit, or expect other pixels.
+        UserError: they cannot be had, do not fit, or expect other pixels.
     """
     weights, name, out_indices = backbone.pretrained or ("", "", None)
     assert out_indices is not None
@@ -43,7 +44,7 @@ def _look_at_pixels(name: str, pixels: Pixels, known: dict[str, Any], *, is_cert
     """Compare what timm says of a network's weights; a file may be of others if no tag is named."""
     different = pixels.difference(mean=known["mean"], std=known["std"])
     if different and is_certain:
-        raise ValueError(
+        raise UserError(
             f"backbone.name={name}: its weights were trained with {different}, set these"
         )
     if different:
@@ -67,7 +68,7 @@ def _load_file(net: nn.Module, name: str, weights: str, report: LoadReport) -> N
         try:
             content = translate(content, whole)
         except Exception as error:  # it is made for the authors' files alone
-            raise ValueError(
+            raise UserError(
                 f"{report.source} is not of this architecture ({name}): {error!r}"
             ) from error
     # A network that gives maps has the parts of its sequences on its first level.

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.backbones.backbone import Backbone
 from mrcnn_lightning.models.backbones.pixels import Pixels
+from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.files import published_entry
 from mrcnn_lightning.weights.renaming import Rule
 
@@ -59,7 +60,7 @@ def require_classifiers_pixels(weights: str, architecture: str, pixels: Pixels) 
     """Look whether a backbone gets what its weights expect, where their name says that.
 
     Raises:
-        ValueError: it gets something else.
+        UserError: it gets something else.
     """
     entry = published_entry(weights, architecture)
     if entry is None:
@@ -67,7 +68,7 @@ def require_classifiers_pixels(weights: str, architecture: str, pixels: Pixels) 
     preset = entry.transforms()
     different = pixels.difference(mean=preset.mean, std=preset.std)
     if different:
-        raise ValueError(
+        raise UserError(
             f"backbone.weights={weights} are torchvision's {entry!r}, which were trained with "
             f"{different}: set these"
         )
@@ -77,11 +78,11 @@ def require_detectors_pixels(weights: str, pixels: Pixels) -> None:
     """Look whether the backbone gets what a published detector's did.
 
     Raises:
-        ValueError: it gets something else.
+        UserError: it gets something else.
     """
     different = pixels.difference(mean=_IMAGENET[0], std=_IMAGENET[1])
     if re.fullmatch(r"\w+_Weights\.\w+", weights) and different:
-        raise ValueError(f"weights={weights} was trained with {different}: set these")
+        raise UserError(f"weights={weights} was trained with {different}: set these")
 
 
 def without_epsilon(weights: str, state: dict[str, Tensor], backbone: Backbone) -> None:
@@ -96,7 +97,7 @@ def without_epsilon(weights: str, state: dict[str, Tensor], backbone: Backbone) 
         backbone: whose norms are meant.
 
     Raises:
-        ValueError: the norms are trained, where no weight does the same.
+        UserError: the norms are trained, where no weight does the same.
     """
     file = weights.partition("#")[0].rpartition("/")[2]
     known = [torchvision.models.get_weight(f"{name}.COCO_V1") for name in _ZERO_EPS]
@@ -107,7 +108,7 @@ def without_epsilon(weights: str, state: dict[str, Tensor], backbone: Backbone) 
     for name, norm in backbone.named_modules(prefix="backbone"):
         eps = getattr(norm, "eps", 0.0)
         if isinstance(norm, torch.nn.BatchNorm2d) and eps > 0:
-            raise ValueError(
+            raise UserError(
                 f"weights={weights} was trained with a batch-norm epsilon of 0, and these norms "
                 "are trained on: set backbone.norm_eps=0, or backbone.norm=frozen_bn"
             )

@@ -201,7 +201,7 @@ def test_info_of_an_experiment() -> None:
 
 def test_info_of_overrides() -> None:
     small = ("data.resize.min_size=64", "data.resize.max_size=64", "data.canvas.side=64")
-    result = info("model=matterport", "backbone.depth=50", *small)
+    result = info("matterport", "backbone.depth=50", *small)
     assert result.exit_code == 0, result.stderr
     assert "resnet, depth 50" in result.stdout and "CropAndResize 14" in result.stdout
     assert "canvas 64 x 64" in result.stdout
@@ -221,8 +221,8 @@ def test_info_of_overrides() -> None:
         (["shapes", "model.rpn.anchors.sizes=[[32]]"], "has 1 levels, but the neck gives 5"),
         (["shapes", "data.resize.min_size=${nope}"], "Interpolation key 'nope' not found"),
         (["model/box_head=roi_pool"], "has no such key, set the values that refer to it"),
-        (["model=mask_rcnn_d2_c4", "backbone=swin_t"], "backbone has the option roi_layer, which"),
-        (["shapes_matterport", "data.canvas.side=64"], "data.canvas.side=64 has no room"),
+        (["model=mask_rcnn_d2_c4", "backbone=swin_t"], "has no such stage: give one that has"),
+        (["matterport", "data.canvas.side=64"], "data.canvas.side=64 has no room"),
     ],
 )
 def test_info_of_what_is_not_there(words: list[str], message: str) -> None:

@@ -14,7 +14,9 @@ from tests.conftest import compose, shared
 
 
 def build(*overrides: str) -> COCODataModule:
-    return hydra.utils.instantiate(compose(*overrides).data, _convert_="all")
+    cfg = compose(*overrides)
+    has_masks = cfg.model.mask_head is not None
+    return hydra.utils.instantiate(cfg.data, _convert_="all", with_masks=has_masks)
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def test_boxes_from_masks_want_masks(
     file = f"data.train_json={tmp_path}/train.json"
     error = refused(small("data.boxes_from=pixels", file))
     assert f"1 objects of {file} have no segmentation" in error
-    assert f"the first is annotation {chosen['id']}" in error
+    assert f"(annotations {chosen['id']})" in error
 
 
 def test_only_training_changes_the_objects(small: Callable[..., COCODataModule]) -> None:

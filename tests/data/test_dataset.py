@@ -48,7 +48,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(dataset: COCODataset
     others = [dataset[(epoch, 5)] for epoch in range(1, 6)]
     assert not any(equal(other, first) for other in others)
     assert len({tuple(other.image.shape) for other in others}) > 1
-    assert first.key == image_seed(3, 0, first.image_id)
+    assert first.seed == image_seed(3, 0, first.image_id)
 
 
 def test_a_transform_that_fails_names_the_image(dataset: COCODataset) -> None:
@@ -97,7 +97,7 @@ def sample(height: int, width: int, num: int, **more: Any) -> Sample:
     values: dict[str, Any] = {
         "image": torch.full((3, height, width), 7, dtype=torch.uint8),
         "image_id": 40 + num,
-        "key": num,
+        "seed": num,
         "original_size": (2 * height, 4 * width),
         "boxes": torch.ones(num, 4),
         "labels": torch.ones(num, dtype=torch.int64),

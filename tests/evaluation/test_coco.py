@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.evaluation.coco import NUMBERS, COCOMetric
-from mrcnn_lightning.structures import ImageDetections
+from mrcnn_lightning.results.image_detections import ImageDetections
 from tests.conftest import shared
 
 

@@ -1,7 +1,8 @@
 import torch
 
-from mrcnn_lightning.evaluation.results import per_image
-from mrcnn_lightning.ops.masks import decode_masks, sampled_crops
+from mrcnn_lightning.results.image_detections import per_image
+from mrcnn_lightning.results.pasting import sampled_crops
+from mrcnn_lightning.results.rle import decode_masks
 from mrcnn_lightning.structures import Detections
 from tests.conftest import make_batch
 

@@ -16,8 +16,9 @@ from mrcnn_lightning.data.sizing import (
     enlarged,
     shorter_side,
 )
-from mrcnn_lightning.inference import Predictor
-from mrcnn_lightning.ops.masks import decode_masks, resized_crops
+from mrcnn_lightning import Predictor
+from mrcnn_lightning.results.pasting import resized_crops
+from mrcnn_lightning.results.rle import decode_masks
 from mrcnn_lightning.structures import Batch, Detections
 
 

@@ -43,6 +43,10 @@ def loaded(backbone: Backbone) -> Backbone:
     return backbone
 
 
+def torchvision_backbone(**arguments: Any) -> Backbone:
+    return loaded(torchvision_features(**arguments))
+
+
 def timm_backbone(**arguments: Any) -> Backbone:
     return loaded(timm_network(**arguments))
 
@@ -114,7 +118,7 @@ def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
     peer = torchvision.models.get_model(name, **options)
     shake(peer)
     torch.save(peer.state_dict(), tmp_path / "weights.pth")
-    backbone = torchvision_features(
+    backbone = torchvision_backbone(
         name=name,
         pixels=PIXELS,
         norm=norm,
@@ -387,16 +391,14 @@ def test_files_want_the_pixels_that_their_names_tell(
         with pytest.raises(ValueError, match=r"ResNet18_Weights.IMAGENET1K_V1, .*=\[123.675, "):
             build(18, weights=str(published), pixels=wrong)
     with pytest.raises(ValueError, match=r"VGG16_Weights.IMAGENET1K_FEATURES, .*std=\[1.0, 1.0"):
-        loaded(
-            torchvision_features(
-                name="vgg16",
-                pixels=PIXELS,
-                norm=None,
-                norm_eps=None,
-                outputs=[30],
-                trainable_stages=3,
-                weights="IMAGENET1K_FEATURES",
-            )
+        torchvision_backbone(
+            name="vgg16",
+            pixels=PIXELS,
+            norm=None,
+            norm_eps=None,
+            outputs=[30],
+            trainable_stages=3,
+            weights="IMAGENET1K_FEATURES",
         )
 
 

@@ -152,7 +152,7 @@ def test_unknown_layers_and_networks_are_named() -> None:
         (["model.rpn.anchors.sizes=[[],[],[],[],[]]"], "at least one of them"),
         (["model.rpn.box_loss.mean_over=all"], "mean_over=all is not one of sampled, positives"),
         (["model.mask_head.trunk.num_convs=-1"], "num_convs=-1: give 0 or more"),
-        (["model.roi_sampler.positive_fraction=2"], "positive_fraction=2: give at least one RoI"),
+        (["model.roi_sampler.positive_fraction=2"], "positive_fraction=2: give 1 or more"),
         (["backbone=vgg16", "backbone.norm_eps=1e-3"], "a network's own has its own"),
     ]:
         with pytest.raises(Exception, match=message):

@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.rpn.rpn import RPNOutput
-from mrcnn_lightning.ops.masks import paste_masks
+from mrcnn_lightning.results.pasting import paste_masks
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.weights import torchvision as torchvision_weights
 from mrcnn_lightning.weights.load import load_detector

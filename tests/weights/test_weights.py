@@ -131,16 +131,31 @@ def test_no_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         load_detector(build_model(), "MaskRCNN_ResNet50_FPN_Weights.COCO_V1")
 
 
-def test_published_weights_are_loaded_by_name_and_want_their_epsilon(
+def test_published_weights_are_loaded_by_name_with_their_epsilon(
     coco_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = torch.load(coco_file, weights_only=True)
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published
     )
+    trained = build_model("backbone.norm=bn", class_names=COCO_80)
     with pytest.raises(ValueError, match="epsilon of 0, .*: set backbone.norm_eps=0"):
-        load_detector(build_model(class_names=COCO_80), COCO_V1)
-    load_detector(build_model("backbone.norm_eps=0", class_names=COCO_80), COCO_V1)
+        load_detector(trained, COCO_V1)
+    # A small variance is where an epsilon matters.
+    for key in published:
+        if key.startswith("backbone.") and key.endswith("running_var"):
+            published[key] = torch.full_like(published[key], 1e-5)
+    image = torch.randn(1, 3, 64, 64)
+    maps = []
+    for word in ("backbone.norm_eps=0", "backbone.norm_eps=1e-5"):
+        model = build_model(word, class_names=COCO_80)
+        load_detector(model, COCO_V1)
+        maps.append(model.backbone.body.bn1(model.backbone.body.conv1(image)))
+    torch.testing.assert_close(*maps, rtol=1e-6, atol=1e-6)
+    by_file = build_model(class_names=COCO_80)
+    torch.save(published, file := coco_file.with_name("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"))
+    load_detector(by_file, str(file))
+    assert torch.equal(by_file.backbone.body.bn1.weight, model.backbone.body.bn1.weight)
 
 
 class Malicious:

@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.norms import conv_norm
 from mrcnn_lightning.models.roi_stage import RoIStage
+from mrcnn_lightning.user_error import UserError
 
 
 class Pretrained(NamedTuple):
@@ -41,7 +42,7 @@ class Backbone(nn.Module):
             have one stride.
 
     Raises:
-        ValueError: `trainable_stages` is out of range, there is no such layer, or a map has no
+        UserError: `trainable_stages` is out of range, there is no such layer, or a map has no
             whole stride.
     """
 
@@ -62,7 +63,7 @@ class Backbone(nn.Module):
         outputs = [str(name) for name in outputs]
         for name in [*outputs, *([] if roi_layer is None else [roi_layer])]:
             if name not in names:
-                raise ValueError(
+                raise UserError(
                     f"the backbone has no layer {name} to hand out; it has {', '.join(names)}"
                 )
         kept = names[: names.index(outputs[-1]) + 1]
@@ -82,7 +83,7 @@ class Backbone(nn.Module):
         stages_of_stride = self._probe(roi_layer)
         stages = stages_of_stride if stages is None else stages
         if not 0 <= trainable_stages <= len(stages):
-            raise ValueError(
+            raise UserError(
                 f"backbone.trainable_stages={trainable_stages} is not between 0 and {len(stages)}"
             )
         frozen = stages[: len(stages) - trainable_stages]
@@ -154,7 +155,7 @@ class Backbone(nn.Module):
 
 def _whole_stride(name: str, side: int, cells: int) -> int:
     if side % cells:
-        raise ValueError(
+        raise UserError(
             f"the backbone's layer {name} makes {cells} cells of {side} pixels, which is no whole "
             "stride: take a network that halves its maps"
         )

@@ -8,6 +8,7 @@ import torchvision
 from mrcnn_lightning.models.backbones.backbone import Backbone, Pretrained
 from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.norms import norm_layer
+from mrcnn_lightning.user_error import UserError
 
 
 def torchvision_features(
@@ -32,14 +33,14 @@ def torchvision_features(
         weights: a name of torchvision's weights such as IMAGENET1K_V1, a file, or null.
 
     Raises:
-        ValueError: there is no such network, or an argument is out of range.
+        UserError: there is no such network, or an argument is out of range.
     """
     if norm is not None and name.startswith(("convnext", "swin")):
-        raise ValueError(
+        raise UserError(
             f"backbone.norm={norm}: {name} has norms of its own, set backbone.norm=null"
         )
     if (norm is None) != (norm_eps is None):
-        raise ValueError(
+        raise UserError(
             f"backbone.norm={norm} backbone.norm_eps={norm_eps}: a norm that is chosen needs an "
             "epsilon, and a network's own has its own"
         )
@@ -49,7 +50,7 @@ def torchvision_features(
     try:
         body = torchvision.models.get_model(name, weights=None, **options).features
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"backbone.name={name} backbone.norm={norm}: torchvision has no such network with "
             f"features ({error}); networks without batch norm want backbone.norm=null"
         ) from error

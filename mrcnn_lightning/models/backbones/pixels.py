@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mrcnn_lightning.user_error import UserError
+
 
 class Pixels:
     """The order of channels, and their mean and deviation.
@@ -19,14 +21,14 @@ class Pixels:
         std: of the channels, divided by.
 
     Raises:
-        ValueError: there is no such order.
+        UserError: there is no such order.
     """
 
     def __init__(
         self, *, channel_order: Literal["RGB", "BGR"], mean: Sequence[float], std: Sequence[float]
     ) -> None:
         if channel_order not in ("RGB", "BGR"):
-            raise ValueError(f"backbone.pixels.channel_order={channel_order} is not RGB or BGR")
+            raise UserError(f"backbone.pixels.channel_order={channel_order} is not RGB or BGR")
         self.channel_order = channel_order
         self.mean = mean
         self.std = std
@@ -52,7 +54,8 @@ class Pixels:
         """Images (B, 3, H, W) in RGB and 0..255 as the backbone wants them, in a `dtype`."""
         mean, std = self._constants(images.device, dtype)
         images = images.flip(1) if self.channel_order == "BGR" else images
-        return (images.to(dtype) - mean) / std
+        normalized: Tensor = (images.to(dtype) - mean) / std
+        return normalized
 
     @torch.inference_mode(False)
     def _constants(self, device: torch.device, dtype: torch.dtype) -> Tensor:

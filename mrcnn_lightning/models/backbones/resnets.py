@@ -15,6 +15,7 @@ from torchvision.models import resnet as torchvision_resnet
 from mrcnn_lightning.models.backbones.backbone import Backbone, Pretrained
 from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.norms import NormLayer, conv_norm, norm_layer
+from mrcnn_lightning.user_error import UserError
 
 Form = Literal["torchvision", "caffe", "tensorflow"]
 
@@ -33,7 +34,8 @@ class BasicBlock(torchvision_resnet.BasicBlock):
         """(B, C, H, W) to (B, C', H / stride, W / stride)."""
         hidden = self.relu(conv_norm(self.conv1, self.bn1, features))
         hidden = conv_norm(self.conv2, self.bn2, hidden)
-        return self.relu(hidden.add_(_shortcut(self.downsample, features)))
+        output: Tensor = self.relu(hidden.add_(_shortcut(self.downsample, features)))
+        return output
 
 
 class Bottleneck(torchvision_resnet.Bottleneck):
@@ -44,7 +46,8 @@ class Bottleneck(torchvision_resnet.Bottleneck):
         hidden = self.relu(conv_norm(self.conv1, self.bn1, features))
         hidden = self.relu(conv_norm(self.conv2, self.bn2, hidden))
         hidden = conv_norm(self.conv3, self.bn3, hidden)
-        return self.relu(hidden.add_(_shortcut(self.downsample, features)))
+        output: Tensor = self.relu(hidden.add_(_shortcut(self.downsample, features)))
+        return output
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -160,18 +163,18 @@ def resnet(
             torchvision's or Detectron2's, or null.
 
     Raises:
-        ValueError: an argument is out of range.
+        UserError: an argument is out of range.
     """
     if depth not in BLOCKS:
-        raise ValueError(f"backbone.depth={depth} is not one of {list(BLOCKS)}")
+        raise UserError(f"backbone.depth={depth} is not one of {list(BLOCKS)}")
     if form not in FORMS:
-        raise ValueError(f"backbone.form={form} is not one of {', '.join(FORMS)}")
+        raise UserError(f"backbone.form={form} is not one of {', '.join(FORMS)}")
     for key, value in (("width", width), ("groups", groups), ("width_per_group", width_per_group)):
         if value < 1:
-            raise ValueError(f"backbone.{key}={value} is less than 1")
+            raise UserError(f"backbone.{key}={value} is less than 1")
     block, num_blocks = BLOCKS[depth]
     if block is BasicBlock and (groups, width_per_group, form) != (1, 64, "torchvision"):
-        raise ValueError(
+        raise UserError(
             f"backbone.depth={depth} has no bottlenecks: it wants backbone.groups=1 "
             "backbone.width_per_group=64 backbone.form=torchvision"
         )

@@ -9,6 +9,7 @@ from torch import nn
 
 from mrcnn_lightning.models.backbones.backbone import Backbone, Pretrained
 from mrcnn_lightning.models.backbones.pixels import Pixels
+from mrcnn_lightning.user_error import UserError
 
 # An architecture, and perhaps the tag of its weights.
 _NAME = re.compile(r"\w+(\.[\w-]+)?", re.ASCII)
@@ -40,10 +41,10 @@ def timm_chain(name: str, out_indices: list[int], *, pretrained: bool = False) -
         pretrained: whether timm fetches its own weights of it.
 
     Raises:
-        ValueError: timm is not installed, or has no such chain.
+        UserError: timm is not installed, or has no such chain.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
+        raise UserError(
             f"backbone.name={name} is no plain name of timm's: addresses (hf-hub:...) and folders "
             "(local-dir:...) are not followed, since a checkpoint could name them; take the "
             "architecture's name, and the file of its weights as backbone.weights=FILE"
@@ -63,19 +64,19 @@ def made(name: str, wanted: str, **options: Any) -> Any:
         options: of `timm.create_model`.
 
     Raises:
-        ValueError: timm is not installed, or cannot make it.
+        UserError: timm is not installed, or cannot make it.
     """
     try:
         import timm
     except ImportError as error:
-        raise ValueError('backbone=timm needs timm: pip install "timm>=1.0.22"') from error
+        raise UserError('backbone=timm needs timm: pip install "timm>=1.0.22"') from error
     try:
         try:  # transformers with windows take images of any size only if they are told
             return timm.create_model(name, strict_img_size=False, **options)
         except TypeError:
             return timm.create_model(name, **options)
     except Exception as error:  # timm lets through what its hub, its files and its networks raise
-        raise ValueError(
+        raise UserError(
             f"{wanted}: timm cannot make it: "
             f"{str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
@@ -104,14 +105,14 @@ def _chain(net: Any, name: str, out_indices: list[int]) -> Chain:
         return Chain(net, nn.Sequential(OrderedDict(stem + blocks)), outputs, False, None)
     if isinstance(net, HighResolutionNetFeatures):
         if out_indices[-4:] != [1, 2, 3, 4]:
-            raise ValueError(
+            raise UserError(
                 f"backbone.name={name} backbone.out_indices={out_indices}: its four maps are made "
                 "together, set backbone.out_indices=[1,2,3,4]"
             )
         net.classifier = nn.Identity()  # would never get a gradient
         stages = [[f"branches.{part}" for part in stage] for stage in _HRNET_STAGES]
         return Chain(net, nn.Sequential(OrderedDict(branches=net)), ["branches"], False, stages)
-    raise ValueError(
+    raise UserError(
         f"backbone.name={name}: timm does not give its maps layer by layer "
         f"({type(net).__name__}), so that its stages could not be kept fixed: take a network such "
         "as resnet50, convnext_tiny, efficientnet_b0, hrnet_w18 or swin_tiny_patch4_window7_224"
@@ -137,7 +138,7 @@ def timm(
         weights: `pretrained` for timm's own, a file of its whole network, or null.
 
     Raises:
-        ValueError: timm is not installed or has no such network, it gives no maps layer by layer
+        UserError: timm is not installed or has no such network, it gives no maps layer by layer
             or takes images of one size.
     """
     out_indices = list(out_indices)
@@ -155,7 +156,7 @@ def timm(
             stages=chain.stages,
         )
     except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"backbone.name={name} cannot take an image of 64 x 96 pixels "
             f"({str(error).splitlines()[0]}): take a network for images of any size, such as "
             "resnet50, convnext_tiny or swin_tiny_patch4_window7_224"

@@ -19,6 +19,7 @@ from mrcnn_lightning.ops import boxes as box_ops
 from mrcnn_lightning.ops.losses import classification_loss
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.structures import Detections, Targets
+from mrcnn_lightning.user_error import UserError
 
 
 class BoxBranch(nn.Module):
@@ -105,7 +106,7 @@ class BoxHead(nn.Module):
         selector: which boxes become detections.
 
     Raises:
-        ValueError: the trunk's features are the stage's, and there is no stage.
+        UserError: the trunk's features are the stage's, and there is no stage.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class BoxHead(nn.Module):
         )
         self.selector = selector
         if isinstance(self.branch.trunk, Average) and isinstance(roi_stage.layers, nn.Identity):
-            raise ValueError(
+            raise UserError(
                 "the box head takes the mean of what the backbone's last stage makes of a RoI, and "
                 "this backbone has no such stage: give one that has, backbone=resnet50_caffe_c4"
             )
@@ -143,7 +144,8 @@ class BoxHead(nn.Module):
         """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4) of boxes (B, R, 4)."""
         pooled = self.pooler(features, boxes.flatten(0, 1), image_indices(boxes))
         pooled = self.roi_stage(pooled)
-        return self.branch(pooled, len(boxes))
+        logits, deltas = self.branch(pooled, len(boxes))
+        return logits, deltas
 
     def loss(
         self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets, windows: Tensor

@@ -19,6 +19,7 @@ from mrcnn_lightning.ops.boxes import has_area
 from mrcnn_lightning.ops.matching import POSITIVE, BestMatches, match
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.structures import Detections, Targets
+from mrcnn_lightning.user_error import UserError
 
 
 class CascadeBoxHead(nn.Module):
@@ -52,7 +53,7 @@ class CascadeBoxHead(nn.Module):
     ) -> None:
         super().__init__()
         if len(ious) != len(delta_weights):
-            raise ValueError(
+            raise UserError(
                 f"model.box_head.ious={ious} and delta_weights={delta_weights}: give one of each "
                 "for every stage"
             )
@@ -86,7 +87,8 @@ class CascadeBoxHead(nn.Module):
         if pooled.requires_grad:  # the stages' losses add up in the branches, not in the features
             share = 1 / len(self.branches)
             pooled = pooled * share + pooled.detach() * (1 - share)
-        return branch(pooled, len(boxes))
+        logits, deltas = branch(pooled, len(boxes))
+        return logits, deltas
 
     def loss(
         self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets, windows: Tensor

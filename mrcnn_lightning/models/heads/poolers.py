@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.ops.roi_align import assign_levels, crop_and_resize, roi_align
+from mrcnn_lightning.user_error import UserError
 
 
 def _levels(strides: Sequence[int]) -> list[int]:
@@ -124,13 +125,13 @@ class RoIPool(nn.Module):
         output_size: bins a side.
 
     Raises:
-        ValueError: there are several levels.
+        UserError: there are several levels.
     """
 
     def __init__(self, *, strides: Sequence[int], output_size: int) -> None:
         super().__init__()
         if len(strides) != 1:
-            raise ValueError(
+            raise UserError(
                 f"RoIPool cuts from one level, the neck gives {len(strides)}: take RoIAlign, or "
                 "the neck SingleLevel"
             )
@@ -141,7 +142,8 @@ class RoIPool(nn.Module):
         """As `RoIAlign`."""
         level = at_least_float32(features[0])
         rois = torch.cat([image_index[:, None].to(level.dtype), boxes.to(level.dtype)], dim=1)
-        return torchvision.ops.roi_pool(level, rois, self.output_size, 1 / self.stride)
+        pooled: Tensor = torchvision.ops.roi_pool(level, rois, self.output_size, 1 / self.stride)
+        return pooled
 
 
 def image_indices(boxes: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class RoISampler:
             the same.
 
     Raises:
-        ValueError: a number is out of range.
+        UserError: a number is out of range.
     """
 
     def __init__(

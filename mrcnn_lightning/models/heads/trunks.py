@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.norms import conv_norm_relu, norm_layer
+from mrcnn_lightning.user_error import UserError
 
 
 class TwoFC(nn.Module):
@@ -37,10 +38,10 @@ def _convs(
     """3x3 convolutions with their norms and ReLUs.
 
     Raises:
-        ValueError: there is no such norm, or no such number.
+        UserError: there is no such norm, or no such number.
     """
     if num_convs < 0:
-        raise ValueError(f"num_convs={num_convs}: give 0 or more")
+        raise UserError(f"num_convs={num_convs}: give 0 or more")
     make_norm = None if norm is None else norm_layer(norm, norm_eps)
     widths = [in_channels] + [hidden] * num_convs
     return nn.Sequential(
@@ -80,7 +81,8 @@ class Convs(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) to (R, hidden, P, P)."""
-        return self.convs(pooled)
+        features: Tensor = self.convs(pooled)
+        return features
 
 
 class ConvsFC(nn.Module):

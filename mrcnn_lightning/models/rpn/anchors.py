@@ -13,6 +13,7 @@ from mrcnn_lightning.ops.anchors import anchor_grid, cell_anchors
 from mrcnn_lightning.ops.matching import BestMatches, Match
 from mrcnn_lightning.ops.sampling import SampledIndices, Stage, random_keys, sample
 from mrcnn_lightning.structures import Targets
+from mrcnn_lightning.user_error import UserError
 
 
 class Anchors:
@@ -37,7 +38,7 @@ class Anchors:
     ) -> None:
         per_cell = {len(level_sizes) for level_sizes in sizes}
         if len(per_cell) != 1 or not all(sizes) or not aspect_ratios:
-            raise ValueError(
+            raise UserError(
                 f"model.rpn.anchors.sizes={sizes} aspect_ratios={aspect_ratios}: every level needs "
                 "as many sizes, at least one of them and of the ratios"
             )
@@ -98,7 +99,7 @@ class AnchorSampler:
             the same.
 
     Raises:
-        ValueError: a number is out of range.
+        UserError: a number is out of range.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from mrcnn_lightning.models.rpn.anchors import Anchors, AnchorSampler
 from mrcnn_lightning.models.rpn.proposals import Proposals, ProposalSelector, RPNOutput
 from mrcnn_lightning.ops.losses import objectness_loss
 from mrcnn_lightning.structures import Batch
+from mrcnn_lightning.user_error import UserError
 
 
 class RPN(nn.Module):
@@ -33,7 +34,7 @@ class RPN(nn.Module):
         selector: which boxes become proposals.
 
     Raises:
-        ValueError: the levels and the anchors' do not fit, or a number is out of range.
+        UserError: the levels and the anchors' do not fit, or a number is out of range.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         if len(anchors.sizes) != len(strides):
-            raise ValueError(
+            raise UserError(
                 f"model.rpn.anchors.sizes has {len(anchors.sizes)} levels, but the neck gives "
                 f"{len(strides)}: give one list of sizes for each"
             )
         if logits_per_anchor not in (1, 2) or num_convs < 0:
-            raise ValueError(
+            raise UserError(
                 f"model.rpn.logits_per_anchor={logits_per_anchor} num_convs={num_convs}: give 1 or "
                 "2 logits, and no fewer than 0 convolutions"
             )

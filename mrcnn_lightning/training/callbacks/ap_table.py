@@ -1,0 +1,50 @@
+"""COCO's numbers on the screen."""
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.table import Table
+from rich.text import Text
+
+from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS
+from mrcnn_lightning.training.callbacks.show import show
+from mrcnn_lightning.training.task import DetectionTask
+
+
+class APTable(Callback):
+    """Prints COCO's numbers after every evaluation.
+
+    Args:
+        per_class: whether AP of each class is printed too.
+    """
+
+    def __init__(self, *, per_class: bool) -> None:
+        self.per_class = per_class
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Print, unless this was only the check before training."""
+        if not trainer.sanity_checking:
+            self._print(trainer, pl_module)
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print."""
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        assert isinstance(task, DetectionTask)
+        if not trainer.is_global_zero:
+            return
+        kinds = [kind for kind in IOU_TYPES if f"{kind}_ap" in task.results]
+        table = Table(title=f"COCO AP after {trainer.global_step} steps", title_justify="left")
+        table.add_column()
+        for kind in kinds:
+            table.add_column(kind, justify="right")
+        rows = list(NUMBERS)
+        if self.per_class:
+            rows += [f"ap/{name}" for name in task.model.class_names]
+        for row in rows:
+            values = [task.results.get(f"{kind}_{row}", -1.0) for kind in kinds]
+            # A class may be called [red], which as a plain string would be markup.
+            table.add_row(Text(row), *(f"{value:.3f}" if value >= 0 else "-" for value in values))
+        show(table)

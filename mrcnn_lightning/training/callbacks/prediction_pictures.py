@@ -1,0 +1,107 @@
+"""Pictures of predictions beside ground truth."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from mrcnn_lightning.inference.drawing import draw_objects, side_by_side
+from mrcnn_lightning.results.pasting import resized_crops
+from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.training.task import DetectionTask
+
+
+class PredictionPictures(Callback):
+    """Draws predictions beside ground truth: to the run's folder, and to loggers that show images.
+
+    Args:
+        folder: where the pictures are written, replaced at every validation.
+        num_images: how many, the first of the validation set.
+        min_score: less confident detections are not drawn.
+    """
+
+    def __init__(self, *, folder: str, num_images: int, min_score: float) -> None:
+        self.folder = Path(folder)
+        self.num_images = num_images
+        self.min_score = min_score
+        self._pictures: list[Image.Image] = []
+
+    def on_validation_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Start anew."""
+        self._pictures = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw what is still wanted."""
+        assert isinstance(pl_module, DetectionTask)
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            for image in range(min(len(batch), self.num_images - len(self._pictures))):
+                names = pl_module.model.class_names
+                self._pictures.append(
+                    _picture(batch, outputs["detections"], image, names, self.min_score)
+                )
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Write and log the pictures."""
+        if not self._pictures:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(self._pictures):
+            picture.save(self.folder / f"val_{number:02d}.png")
+            for logger in trainer.loggers:
+                name, step = f"val/picture_{number:02d}", trainer.global_step
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, pil_to_tensor(picture), step)
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(name, [picture], step)
+
+
+def _picture(
+    batch: Batch, detections: Detections, image: int, class_names: list[str], min_score: float
+) -> Image.Image:
+    """Ground truth on the left, predictions on the right."""
+    x1, y1, x2, y2 = (int(side) for side in batch.windows[image].tolist())
+    size, origin = (y2 - y1, x2 - x1), batch.windows[image, :2].repeat(2).cpu()
+    pixels = batch.images[image, :, y1:y2, x1:x2].cpu()
+    found = (detections.scores[image] >= min_score) & (detections.labels[image] > 0)
+    pred_boxes, pred_masks = detections.boxes[image, found].cpu() - origin, None
+    if detections.masks is not None:
+        masks = detections.masks[image, found].cpu()
+        pred_masks = resized_crops(masks, pred_boxes, size)
+    assert batch.targets is not None
+    real = batch.targets.trainable[image]
+    gt_boxes, gt_masks = batch.targets.boxes[image, real].cpu() - origin, None
+    if batch.targets.masks is not None and batch.targets.mask_frames is not None:
+        masks, frames = batch.targets.masks[image, real], batch.targets.mask_frames[image, real]
+        gt_masks = resized_crops(masks.float().cpu(), frames.cpu() - origin, size)
+    truth = draw_objects(
+        pixels,
+        boxes=gt_boxes,
+        labels=batch.targets.labels[image, real],
+        class_names=class_names,
+        masks=gt_masks,
+    )
+    prediction = draw_objects(
+        pixels,
+        boxes=pred_boxes,
+        labels=detections.labels[image, found],
+        class_names=class_names,
+        scores=detections.scores[image, found],
+        masks=pred_masks,
+    )
+    return side_by_side(truth, prediction)
