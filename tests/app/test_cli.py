@@ -15,6 +15,7 @@ from mrcnn_lightning import __version__
 from mrcnn_lightning.app.cli import app
 from mrcnn_lightning.inference import findings
 from mrcnn_lightning.inference.findings import find_photos, make_folder
+from mrcnn_lightning.user_error import UserError
 
 
 @pytest.fixture
@@ -65,8 +66,9 @@ def test_predict_does_the_good_ones_and_names_the_bad(
     } == set(results[0])
     for entry in results:
         width, height = Image.open(out / f"{Path(entry['file_name']).name}.png").size
-        assert entry["segmentation"]["size"] == [height, width]
-        assert pycocotools.mask.decode(entry["segmentation"]).shape == (height, width)
+        rows, columns = entry["segmentation"]["size"]
+        assert max(width, height) >= 512 and width * rows == height * columns
+        assert pycocotools.mask.decode(entry["segmentation"]).shape == (rows, columns)
 
 
 def test_predict_of_good_photos_ends_well(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
@@ -97,10 +99,10 @@ def test_what_was_found_is_kept_when_the_rest_fails(
     monkeypatch: pytest.MonkeyPatch,
     problem: str,
 ) -> None:
-    def fail(picture: torch.Tensor, path: Path) -> None:
+    def fail(*_: object) -> None:
         raise KeyboardInterrupt if problem == "ctrl-c" else OSError(28, "No space left on device")
 
-    monkeypatch.setattr(findings, "save", fail)
+    monkeypatch.setattr("PIL.Image.Image.save", fail)
     command = ["predict", str(checkpoint), str(photos / "good.jpg"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, command)
     start = {"full disk": "[Errno 28] No space left on device", "ctrl-c": "interrupted"}[problem]
@@ -250,7 +252,7 @@ def test_download_without_a_network_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_network(_: Path) -> None:
-        raise ValueError("cannot download http://...")
+        raise UserError("cannot download http://...")
 
     monkeypatch.setattr("mrcnn_lightning.app.cli.download", no_network)
     result = CliRunner().invoke(app, ["download-coco", str(tmp_path)])

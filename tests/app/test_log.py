@@ -53,4 +53,4 @@ def test_the_log_holds_tracebacks(
     status, output = run_main(*tiny("data.batch_size=25", f"hydra.run.dir={tmp_path}/run"))
     assert status == 1 and "Traceback" not in output
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "Traceback (most recent call last)" in log and "ValueError: data.batch_size=25" in log
+    assert "Traceback (most recent call last)" in log and "UserError: data.batch_size=25" in log

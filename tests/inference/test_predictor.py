@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mrcnn_lightning import Predictor
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import (
     Canvas,
@@ -16,7 +17,6 @@ from mrcnn_lightning.data.sizing import (
     enlarged,
     shorter_side,
 )
-from mrcnn_lightning import Predictor
 from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.results.rle import decode_masks
 from mrcnn_lightning.structures import Batch, Detections

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mrcnn_lightning.structures import Batch
+from mrcnn_lightning.user_error import UserError
 
 
 class Recorder(Callback):
@@ -113,5 +114,5 @@ class FailsAlone(Callback):
     ) -> None:
         """Raise, or wait."""
         if trainer.global_rank == self.rank:
-            raise ValueError("one rank has had enough")
+            raise UserError("one rank has had enough")
         time.sleep(200)
