@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
-from turns import ROOT, in_own_process, in_turns, report
+from turns import SHARED, in_own_process, in_turns, report
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
@@ -36,7 +36,7 @@ from mrcnn_lightning.data.sizing import PadToMultiple
 from mrcnn_lightning.data.transforms import compose_transforms
 
 PEER = "torchvision reference"
-COCO_TINY = ROOT.parent / "shared" / "data" / "coco_tiny"
+COCO_TINY = SHARED / "data" / "coco_tiny"
 CANVAS = PadToMultiple(multiple=32)
 SHARE = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 

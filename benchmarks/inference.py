@@ -13,7 +13,7 @@ import torch
 import typer
 from contenders import our_model, torchvision_model
 from torch import Tensor
-from turns import ROOT, in_turns, peak_megabytes, report
+from turns import SHARED, in_turns, peak_megabytes, report
 
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import PadToMultiple, Resize, shorter_side
@@ -21,7 +21,7 @@ from mrcnn_lightning.inference.predictor import Predictor
 from mrcnn_lightning.results.rle import decode_masks
 
 PEER = "torchvision"
-PHOTOS = ROOT.parent / "shared" / "data" / "coco_tiny" / "val2017"
+PHOTOS = SHARED / "data" / "coco_tiny" / "val2017"
 SIZE = (480, 640)
 Found = list[tuple[Tensor, Tensor, Tensor, Tensor]]  # boxes, scores, labels, masks of each image
 

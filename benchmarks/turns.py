@@ -4,6 +4,7 @@ import ctypes
 import gc
 import json
 import multiprocessing
+import os
 import platform
 import re
 import statistics
@@ -20,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
+# Real photos, which the project does not carry.
+SHARED = Path(os.environ.get("MRCNN_SHARED", ROOT.parent / "shared"))
 PACKAGES = ("torch", "torchvision", "torchmetrics", "pycocotools", "faster-coco-eval")
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 

@@ -20,7 +20,8 @@ from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.structures import Batch, Targets
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
+# Real data and reference values, which the project does not carry.
+SHARED = Path(os.environ.get("MRCNN_SHARED", ROOT.parent / "shared"))
 
 torch.set_num_threads(1)  # small tensors; several test processes share the cores
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -38,9 +39,9 @@ def seeded() -> None:
 
 
 def shared(path: str) -> Path:
-    """A file of the real data that lies beside the project in its workplace, or a skip."""
+    """A file of the real data, or a skip."""
     if not (SHARED / path).exists():
-        pytest.skip(f"real data is not here: {SHARED / path}")
+        pytest.skip(f"real data is not here: {SHARED / path} (MRCNN_SHARED names its folder)")
     return SHARED / path
 
 

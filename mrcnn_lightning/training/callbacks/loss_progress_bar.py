@@ -45,7 +45,7 @@ class LossProgressBar(RichProgressBar):
         return [
             TextColumn("{task.description}"),
             CustomBarColumn(
-                bar_width=10,
+                bar_width=5,
                 complete_style=self.theme.progress_bar,
                 finished_style=self.theme.progress_bar_finished,
                 pulse_style=self.theme.progress_bar_pulse,
