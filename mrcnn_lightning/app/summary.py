@@ -116,7 +116,7 @@ def summarize(rebuilt: Rebuilt) -> Summary:
         canvas_size=(canvas_height, canvas_width),
         levels=levels,
         aspect_ratios=model.rpn.anchors.aspect_ratios,
-        proposals=model.rpn.selector.num_proposals[False],
+        proposals=model.rpn.selector.num_proposals,
         detections=model.box_head.selector.num_detections,
         num_classes=len(model.class_names),
         class_names=description.class_names,
@@ -127,7 +127,7 @@ def summarize(rebuilt: Rebuilt) -> Summary:
 def _count(model: Detector, canvas: tuple[int, int]) -> tuple[dict[str, int], list[Level]]:
     """The multiply-adds of each part, and the RPN's levels."""
     num_proposals, num_detections = (
-        model.rpn.selector.num_proposals[False],
+        model.rpn.selector.num_proposals,
         model.box_head.selector.num_detections,
     )
     model = copy.deepcopy(model).eval().to("meta")  # shapes alone
@@ -137,13 +137,15 @@ def _count(model: Detector, canvas: tuple[int, int]) -> tuple[dict[str, int], li
         features = count("backbone", model.backbone, torch.zeros(1, 3, *canvas))
         features = count("neck", model.neck, features)
         output = count("rpn", model.rpn, features, canvas)
-        box_head.pooler = _StandInPooler(box_head.pooler.output_size)
+        box_head.roi_features.pooler = _StandInPooler(box_head.roi_features.pooler.output_size)
         box_head.selector = lambda scores, boxes, valid: None
         proposals = torch.zeros(1, num_proposals, 4)
         valid = torch.ones(1, num_proposals, dtype=torch.bool)
         count("box_head", box_head.predict, features, proposals, valid, torch.zeros(1, 4))
         if mask_head is not None:
-            mask_head.pooler = _StandInPooler(mask_head.pooler.output_size)
+            mask_head.roi_features.pooler = _StandInPooler(
+                mask_head.roi_features.pooler.output_size
+            )
             image = torch.zeros(num_detections, dtype=torch.int64)
             boxes, labels = torch.zeros(num_detections, 4), torch.ones_like(image)
             count("mask_head", mask_head, features, boxes, image, labels)
@@ -177,7 +179,7 @@ def _head_name(head: Any) -> str:
     branches = getattr(head, "branches", None)
     trunk = (getattr(head, "branch", head) if branches is None else branches[0]).trunk
     stages = "" if branches is None else f"{len(branches)} x "
-    pooler = f"{type(head.pooler).__name__} {head.pooler.output_size}"
+    pooler = f"{type(head.roi_features.pooler).__name__} {head.roi_features.pooler.output_size}"
     return f"{type(head).__name__}, {pooler}, {stages}{type(trunk).__name__}"
 
 

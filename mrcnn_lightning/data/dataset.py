@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas
-from mrcnn_lightning.data.transforms import BoxSource, Sample, transform_objects
+from mrcnn_lightning.data.transforms import BoxSource, ImageTargets, Sample, transform_objects
 from mrcnn_lightning.ops.sampling import image_seed
 from mrcnn_lightning.structures import Batch, Targets
 from mrcnn_lightning.user_error import UserError
@@ -103,17 +103,22 @@ class COCODataset(Dataset[Sample]):
                 ) from error
             if self.max_objects is not None:
                 targets = _thinned(targets, self.max_objects)
-        return Sample(image, image_id, own_seed, (height, width), **targets)  # type: ignore[arg-type]
+        return Sample(image, image_id, own_seed, (height, width), targets)
 
 
-def _thinned(targets: dict[str, Tensor | None], most: int) -> dict[str, Tensor | None]:
+def _thinned(targets: ImageTargets, most: int) -> ImageTargets:
     """At most so many of the objects, in their order."""
-    labels = targets["labels"]
-    assert labels is not None
-    if len(labels) <= most:
+    if len(targets.labels) <= most:
         return targets
-    chosen = torch.randperm(len(labels))[:most].sort().values
-    return {name: value if value is None else value[chosen] for name, value in targets.items()}
+    chosen = torch.randperm(len(targets.labels))[:most].sort().values
+    masks, frames = targets.masks, targets.mask_frames
+    return ImageTargets(
+        boxes=targets.boxes[chosen],
+        labels=targets.labels[chosen],
+        crowd=targets.crowd[chosen],
+        masks=None if masks is None else masks[chosen],
+        mask_frames=None if frames is None else frames[chosen],
+    )
 
 
 def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
@@ -128,19 +133,6 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
     images = images.permute(0, 3, 1, 2)
     for image, sample, (x1, y1, x2, y2) in zip(images, samples, windows.tolist(), strict=True):
         image[:, y1:y2, x1:x2] = sample.image
-    most = max(1, *(len(sample.labels) for sample in samples)) if samples else 1
-
-    def padded(name: str) -> Tensor | None:
-        values = [getattr(sample, name) for sample in samples]
-        if values[0] is None:
-            return None
-        if name in ("boxes", "mask_frames"):
-            values = [
-                value + origin for value, origin in zip(values, origins.repeat(1, 2), strict=True)
-            ]
-        room = [(0, 0) * (value.dim() - 1) + (0, most - len(value)) for value in values]
-        return torch.stack([F.pad(value, pad) for value, pad in zip(values, room, strict=True)])
-
     return Batch(
         images=images,
         image_ids=torch.tensor([sample.image_id for sample in samples]),
@@ -148,7 +140,27 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
         scales=sizes.flip(1).double() / original_sizes.flip(1),
         original_sizes=original_sizes,
         seeds=torch.tensor([sample.seed for sample in samples]),
-        targets=Targets(
-            **{name: padded(name) for name in ("boxes", "labels", "crowd", "masks", "mask_frames")}  # type: ignore[arg-type]
-        ),
+        targets=_on_canvas([sample.targets for sample in samples], origins.repeat(1, 2)),
+    )
+
+
+def _on_canvas(images: Sequence[ImageTargets], origins: Tensor) -> Targets:
+    """The objects of images whose corners lie at `origins` (B, 4) of the canvas, padded."""
+    most = max(1, *(len(targets.labels) for targets in images)) if images else 1
+
+    def padded(values: Sequence[Tensor]) -> Tensor:
+        room = [(0, 0) * (value.dim() - 1) + (0, most - len(value)) for value in values]
+        return torch.stack([F.pad(value, pad) for value, pad in zip(values, room, strict=True)])
+
+    def moved(boxes: Sequence[Tensor]) -> list[Tensor]:
+        return [each + origin for each, origin in zip(boxes, origins, strict=True)]
+
+    masks = [targets.masks for targets in images if targets.masks is not None]
+    frames = [targets.mask_frames for targets in images if targets.mask_frames is not None]
+    return Targets(
+        boxes=padded(moved([targets.boxes for targets in images])),
+        labels=padded([targets.labels for targets in images]),
+        crowd=padded([targets.crowd for targets in images]),
+        masks=padded(masks) if masks else None,
+        mask_frames=padded(moved(frames)) if frames else None,
     )

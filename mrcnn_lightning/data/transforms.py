@@ -5,7 +5,7 @@ G objects of one image, P points, M mini-mask side.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,16 @@ BoxSource = Literal["file", "pixels", "outlines"]
 _CONTAINERS = (v2.Compose, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
 
 
+class ImageTargets(NamedTuple):
+    """The objects of one image, in pixels of the image as the network gets it."""
+
+    boxes: Tensor  # (G, 4) float32
+    labels: Tensor  # (G,) int64
+    crowd: Tensor  # (G,) bool
+    masks: Tensor | None  # (G, M, M) uint8
+    mask_frames: Tensor | None  # (G, 4) float32, the box that each mask covers
+
+
 @dataclass
 class Sample:
     """One image as the network gets it, and the objects in it."""
@@ -55,12 +65,8 @@ class Sample:
     image: Tensor  # (3, H, W) uint8
     image_id: int
     seed: int
-    original_size: tuple[int, int]  # height, width
-    boxes: Tensor  # (G, 4) float32
-    labels: Tensor  # (G,) int64
-    crowd: Tensor  # (G,) bool
-    masks: Tensor | None  # (G, M, M) uint8
-    mask_frames: Tensor | None  # (G, 4) float32
+    original_size: tuple[int, int]  # height, width of the file's image
+    targets: ImageTargets
 
 
 class Points(tv_tensors.TVTensor):
@@ -182,7 +188,7 @@ def transform_objects(
     *,
     mini_mask_size: int | None,
     boxes_from: BoxSource,
-) -> tuple[Tensor, dict[str, Tensor | None]]:
+) -> tuple[Tensor, ImageTargets]:
     """An image and its objects after a transform; objects that have left the image are gone.
 
     Args:
@@ -196,7 +202,7 @@ def transform_objects(
             of which nothing is left are gone.
 
     Returns:
-        The image, and `boxes`, `labels`, `crowd`, `masks` and `mask_frames` as in `Sample`.
+        The image, and the objects in its pixels.
 
     Raises:
         UserError: the image is no longer uint8 with three channels.
@@ -229,10 +235,10 @@ def transform_objects(
         whole = [mask for mask, is_kept in zip(whole, kept.tolist(), strict=True) if is_kept]
         frames = boxes[kept] if boxes_from == "pixels" else frames_of(whole, boxes[kept])
         masks = mini_masks(whole, frames, mini_mask_size)
-    return image.as_subclass(Tensor), {
-        "boxes": boxes[kept],
-        "labels": objects.labels[kept],
-        "crowd": objects.crowd[kept],
-        "masks": masks,
-        "mask_frames": frames,
-    }
+    return image.as_subclass(Tensor), ImageTargets(
+        boxes=boxes[kept],
+        labels=objects.labels[kept],
+        crowd=objects.crowd[kept],
+        masks=masks,
+        mask_frames=frames,
+    )

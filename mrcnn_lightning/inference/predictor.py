@@ -11,7 +11,7 @@ from mrcnn_lightning.checkpoint import load_checkpoint
 from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas, Resize
-from mrcnn_lightning.data.transforms import Sample
+from mrcnn_lightning.data.transforms import ImageTargets, Sample
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.results.image_detections import ImageDetections, per_image
 from mrcnn_lightning.user_error import UserError
@@ -150,11 +150,13 @@ class Predictor:
             image_id=number,
             seed=0,
             original_size=(image.shape[1], image.shape[2]),
-            boxes=torch.empty(0, 4),
-            labels=torch.empty(0, dtype=torch.int64),
-            crowd=torch.empty(0, dtype=torch.bool),
-            masks=None,
-            mask_frames=None,
+            targets=ImageTargets(
+                boxes=torch.empty(0, 4),
+                labels=torch.empty(0, dtype=torch.int64),
+                crowd=torch.empty(0, dtype=torch.bool),
+                masks=None,
+                mask_frames=None,
+            ),
         )
 
     def _predict(self, waiting: list[tuple[Prediction, Sample]]) -> Iterator[Prediction]:

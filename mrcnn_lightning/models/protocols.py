@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mrcnn_lightning.models.heads.roi_features import RoIFeatures
 from mrcnn_lightning.models.heads.roi_sampler import SampledRoIs
 from mrcnn_lightning.structures import Detections, Targets
 
@@ -36,7 +37,7 @@ class Neck(Part, Protocol):
 class BoxHead(Part, Protocol):
     """Classifies RoIs and refines their boxes."""
 
-    pooler: Any
+    roi_features: RoIFeatures
     selector: Any
 
     def loss(
@@ -53,7 +54,7 @@ class BoxHead(Part, Protocol):
 class MaskHead(Part, Protocol):
     """Gives each RoI a mask."""
 
-    pooler: Any
+    roi_features: RoIFeatures
 
     def __call__(
         self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, labels: Tensor

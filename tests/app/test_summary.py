@@ -217,11 +217,11 @@ def test_models_of_all_kinds(model: str) -> None:
 def test_the_model_stays_as_it_is() -> None:
     model: Detector = build_model("experiment=shapes")
     model.train()
-    before, pooler = copy.deepcopy(model.state_dict()), model.box_head.pooler
+    before, pooler = copy.deepcopy(model.state_dict()), model.box_head.roi_features.pooler
     config = {"backbone": {"_target_": "a.b", "depth": 18, "norm": None}}
     rebuilt = Rebuilt(model, described(config), SMALL, PadToMultiple(multiple=32))
     assert summarize(rebuilt).parts[0].what == "b, depth 18"
-    assert model.training and model.box_head.pooler is pooler
+    assert model.training and model.box_head.roi_features.pooler is pooler
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(isinstance(value, nn.Parameter) for value in model.parameters())

@@ -1,7 +1,5 @@
 """Random sizes and large-scale jitter against Detectron2's definitions, written out with NumPy."""
 
-from typing import Any
-
 import hydra
 import numpy as np
 import pycocotools.mask
@@ -102,7 +100,7 @@ CUT = [
 ]
 
 
-def boxes_of(polygons: list[list[Tensor]], size: tuple[int, int]) -> dict[str, Any]:
+def boxes_of(polygons: list[list[Tensor]], size: tuple[int, int]) -> ImageTargets:
     num = len(polygons)
     objects = Objects(
         torch.tensor([[0.0, 0, 1, 1]]).repeat(num, 1),  # wrong: they must not matter
@@ -119,12 +117,12 @@ def boxes_of(polygons: list[list[Tensor]], size: tuple[int, int]) -> dict[str, A
 def test_boxes_of_outlines_are_the_bounds_of_what_is_in_the_image() -> None:
     targets = boxes_of([[torch.tensor(polygon).float()] for polygon, _ in CUT], (60, 80))
     boxes = [box for _, box in CUT if box != [0, 0, 0, 0]]
-    assert targets["labels"].tolist() == [n for n, (_, box) in enumerate(CUT, 1) if any(box)]
-    torch.testing.assert_close(targets["boxes"], torch.tensor(boxes).float(), rtol=0, atol=1e-4)
+    assert targets.labels.tolist() == [n for n, (_, box) in enumerate(CUT, 1) if any(box)]
+    torch.testing.assert_close(targets.boxes, torch.tensor(boxes).float(), rtol=0, atol=1e-4)
     together = boxes_of(
         [[torch.tensor(polygon).float() for polygon, _ in CUT[:1] + CUT[3:4]]], (60, 80)
     )
-    assert together["boxes"].tolist() == [[10.25, 8.5, 80, 60]]
+    assert together.boxes.tolist() == [[10.25, 8.5, 80, 60]]
 
 
 def test_boxes_of_outlines_are_those_of_fine_masks() -> None:
@@ -141,7 +139,7 @@ def test_boxes_of_outlines_are_those_of_fine_masks() -> None:
         x, y, width, height = pycocotools.mask.toBbox(rles)[0] / fine
         polygons.append([polygon])
         expected.append([x, y, x + width, y + height])
-    ours = boxes_of(polygons, (40, 40))["boxes"]
+    ours = boxes_of(polygons, (40, 40)).boxes
     assert ours.shape == (60, 4)
     torch.testing.assert_close(ours, torch.tensor(expected).float(), rtol=0, atol=2.5 / fine)
     assert sum(0 in box or 40 in box for box in ours.tolist()) > 20

@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.sizing import PadToMultiple
-from mrcnn_lightning.data.transforms import Sample, compose_transforms
+from mrcnn_lightning.data.transforms import ImageTargets, Sample, compose_transforms
 from mrcnn_lightning.ops.sampling import image_seed
 
 
@@ -30,11 +30,12 @@ def dataset(shapes_root: Path, tmp_path: Path) -> COCODataset:
 
 
 def equal(one: Sample, other: Sample) -> bool:
+    def flat(sample: Sample) -> list[Any]:
+        return [sample.image_id, sample.seed, sample.original_size, sample.image, *sample.targets]
+
     return all(
-        torch.equal(value, getattr(other, name))
-        if isinstance(value, torch.Tensor)
-        else value == getattr(other, name)
-        for name, value in vars(one).items()
+        torch.equal(value, others) if isinstance(value, torch.Tensor) else value == others
+        for value, others in zip(flat(one), flat(other), strict=True)
     )
 
 
@@ -65,16 +66,20 @@ def test_a_sample_is_the_file_and_its_objects(dataset: COCODataset) -> None:
     sample = dataset[(0, 3)]
     objects = dataset.annotations.objects(3)
     assert sample.original_size == (64, 64) and sample.image.shape == (3, 64, 64)
-    assert torch.equal(sample.boxes, objects.boxes.clamp(0, 64))
-    assert torch.equal(sample.labels, objects.labels)
-    assert sample.masks is not None and sample.masks.shape == (len(sample.labels), 28, 28)
-    assert sample.masks.flatten(1).any(1).all()
+    assert torch.equal(sample.targets.boxes, objects.boxes.clamp(0, 64))
+    assert torch.equal(sample.targets.labels, objects.labels)
+    assert sample.targets.masks is not None and sample.targets.masks.shape == (
+        len(sample.targets.labels),
+        28,
+        28,
+    )
+    assert sample.targets.masks.flatten(1).any(1).all()
 
 
 def test_objects_are_thinned_out_at_random(dataset: COCODataset) -> None:
-    most = max(range(len(dataset)), key=lambda index: len(dataset[(0, index)].labels))
+    most = max(range(len(dataset)), key=lambda index: len(dataset[(0, index)].targets.labels))
     whole = dataset[(0, most)]
-    assert len(whole.labels) >= 3
+    assert len(whole.targets.labels) >= 3
     dataset.max_objects = 2
     drawn = set()
     for epoch in range(20):
@@ -83,29 +88,35 @@ def test_objects_are_thinned_out_at_random(dataset: COCODataset) -> None:
         dataset.max_objects = 2
         some = dataset[(epoch, most)]
         assert torch.equal(some.image, every.image) and equal(some, dataset[(epoch, most)])
-        chosen = tuple(every.boxes.tolist().index(box) for box in some.boxes.tolist())
+        chosen = tuple(
+            every.targets.boxes.tolist().index(box) for box in some.targets.boxes.tolist()
+        )
         assert len(chosen) == 2 and chosen[0] < chosen[1]
         for name in ("labels", "crowd", "masks", "mask_frames"):
-            assert torch.equal(getattr(some, name), getattr(every, name)[list(chosen)])
+            assert torch.equal(
+                getattr(some.targets, name), getattr(every.targets, name)[list(chosen)]
+            )
         drawn.add(chosen)
     assert len(drawn) > 2
-    dataset.max_objects = len(whole.labels)
+    dataset.max_objects = len(whole.targets.labels)
     assert equal(dataset[(0, most)], whole)
 
 
 def sample(height: int, width: int, num: int, **more: Any) -> Sample:
-    values: dict[str, Any] = {
-        "image": torch.full((3, height, width), 7, dtype=torch.uint8),
-        "image_id": 40 + num,
-        "seed": num,
-        "original_size": (2 * height, 4 * width),
+    targets: dict[str, Any] = {
         "boxes": torch.ones(num, 4),
         "labels": torch.ones(num, dtype=torch.int64),
         "crowd": torch.zeros(num, dtype=torch.bool),
         "masks": torch.ones(num, 5, 5, dtype=torch.uint8),
         "mask_frames": torch.ones(num, 4),
     }
-    return Sample(**(values | more))
+    return Sample(
+        image=torch.full((3, height, width), 7, dtype=torch.uint8),
+        image_id=40 + num,
+        seed=num,
+        original_size=(2 * height, 4 * width),
+        targets=ImageTargets(**(targets | more)),
+    )
 
 
 def test_batches_are_padded() -> None:

@@ -73,9 +73,9 @@ def test_boxes_of_polygons_are_those_of_their_pixels() -> None:
     ]
     kept = [number for number, mask in enumerate(masks) if mask.any()]
     assert len(kept) > 150
-    assert targets["labels"].tolist() == [number + 1 for number in kept]
-    assert targets["boxes"].tolist() == [bounds(masks[number]) for number in kept]
-    assert torch.equal(targets["mask_frames"], targets["boxes"])
+    assert targets.labels.tolist() == [number + 1 for number in kept]
+    assert targets.boxes.tolist() == [bounds(masks[number]) for number in kept]
+    assert torch.equal(targets.mask_frames, targets.boxes)
 
 
 # From 60 x 80 to these, no new pixel's middle falls between two old ones.
@@ -94,12 +94,12 @@ def test_boxes_of_run_lengths_are_those_of_the_resized_mask(size: tuple[int, int
     )
     resized = F.interpolate(torch.stack(masks)[None], size, mode="nearest-exact")[0].flip(1)
     kept = [number for number, mask in enumerate(resized) if mask.any()]
-    assert targets["labels"].tolist() == [number + 1 for number in kept]
-    assert targets["boxes"].tolist() == [bounds(resized[number]) for number in kept]
-    assert torch.equal(targets["mask_frames"], targets["boxes"])
+    assert targets.labels.tolist() == [number + 1 for number in kept]
+    assert targets.boxes.tolist() == [bounds(resized[number]) for number in kept]
+    assert torch.equal(targets.mask_frames, targets.boxes)
     cells = (np.arange(56) + 0.5) / 56
     for number, ours, (x1, y1, x2, y2) in zip(
-        kept, targets["masks"].numpy(), targets["boxes"].tolist(), strict=True
+        kept, targets.masks.numpy(), targets.boxes.tolist(), strict=True
     ):
         rows = (60 - (y1 + cells * (y2 - y1)) * 60 / size[0]).astype(int)
         columns = ((x1 + cells * (x2 - x1)) * 80 / size[1]).astype(int)
@@ -123,9 +123,9 @@ def test_objects_without_a_pixel_are_gone(kind: str) -> None:
         mini_mask_size=28,
         boxes_from="pixels",
     )
-    assert targets["labels"].tolist() == [1]
-    assert targets["boxes"].tolist() == [bounds(drawn(polygons, (60, 80))[:45, :60])]
-    assert targets["masks"].any() and targets["masks"].shape == (1, 28, 28)
+    assert targets.labels.tolist() == [1]
+    assert targets.boxes.tolist() == [bounds(drawn(polygons, (60, 80))[:45, :60])]
+    assert targets.masks.any() and targets.masks.shape == (1, 28, 28)
 
 
 def test_boxes_of_cocos_objects_are_those_of_their_pixels(tmp_path: Any) -> None:
@@ -150,6 +150,6 @@ def test_boxes_of_cocos_objects_are_those_of_their_pixels(tmp_path: Any) -> None
             else drawn(shape, (height, width))
             for shape in objects.shapes
         ]
-        assert targets["boxes"].tolist() == [bounds(mask) for mask in masks if mask.any()]
+        assert targets.boxes.tolist() == [bounds(mask) for mask in masks if mask.any()]
         compared += len(masks)
     assert compared > 100

@@ -19,7 +19,7 @@ from mrcnn_lightning.data.sizing import (
     shorter_side,
     shorter_side_rounded,
 )
-from mrcnn_lightning.data.transforms import Points, Sample
+from mrcnn_lightning.data.transforms import ImageTargets, Points, Sample
 from mrcnn_lightning.evaluation.coco import COCOMetric
 from mrcnn_lightning.results.image_detections import per_image
 from mrcnn_lightning.results.pasting import resized_crops
@@ -113,11 +113,13 @@ def sample(height: int, width: int, boxes: list[list[float]]) -> Sample:
         image_id=1,
         seed=0,
         original_size=(height, width),
-        boxes=torch.tensor(boxes).view(-1, 4),
-        labels=torch.ones(len(boxes), dtype=torch.int64),
-        crowd=torch.zeros(len(boxes), dtype=torch.bool),
-        masks=torch.ones(len(boxes), 5, 5, dtype=torch.uint8),
-        mask_frames=torch.tensor(boxes).view(-1, 4) + 1,
+        targets=ImageTargets(
+            boxes=torch.tensor(boxes).view(-1, 4),
+            labels=torch.ones(len(boxes), dtype=torch.int64),
+            crowd=torch.zeros(len(boxes), dtype=torch.bool),
+            masks=torch.ones(len(boxes), 5, 5, dtype=torch.uint8),
+            mask_frames=torch.tensor(boxes).view(-1, 4) + 1,
+        ),
     )
 
 

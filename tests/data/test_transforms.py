@@ -180,7 +180,7 @@ def test_masks_follow_as_torchvisions_do(kind: str, move: v2.Transform) -> None:
     torch.manual_seed(0)
     _, expected = move(tv_tensors.Image(image), tv_tensors.Mask(full[None]))
     assert moved.shape[1:] == expected.shape[1:]
-    masks, frames, box = targets["masks"], targets["mask_frames"], targets["boxes"]
+    masks, frames, box = targets.masks, targets.mask_frames, targets.boxes
     assert masks is not None and frames is not None and box is not None and len(box) == 1
     ours = mask_targets(masks, frames, box, 28) > 0.5
     canvas = torch.tensor([[0.0, 0, moved.shape[2], moved.shape[1]]])
@@ -201,12 +201,12 @@ def test_objects_that_leave_the_image_are_gone() -> None:
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)
     crop = v2.Lambda(lambda part: v2.functional.crop(part, 0, 0, 45, 60))
     _, targets = transform_objects(image, objects, crop, mini_mask_size=28, boxes_from="file")
-    assert targets["labels"].tolist() == [1] and targets["crowd"].tolist() == [False]
-    assert targets["boxes"].tolist() == [[10, 8, 60, 45]]
-    assert targets["masks"].shape == (1, 28, 28) and targets["mask_frames"].shape == (1, 4)
+    assert targets.labels.tolist() == [1] and targets.crowd.tolist() == [False]
+    assert targets.boxes.tolist() == [[10, 8, 60, 45]]
+    assert targets.masks.shape == (1, 28, 28) and targets.mask_frames.shape == (1, 4)
     crop = v2.Lambda(lambda part: v2.functional.crop(part, 0, 0, 5, 5))
     _, targets = transform_objects(image, objects, crop, mini_mask_size=28, boxes_from="file")
-    assert targets["boxes"].shape == (0, 4) and targets["masks"].shape == (0, 28, 28)
+    assert targets.boxes.shape == (0, 4) and targets.masks.shape == (0, 28, 28)
 
 
 def test_a_polygon_that_a_crop_leaves_a_hair_of_stays_small() -> None:
@@ -225,8 +225,8 @@ def test_a_polygon_that_a_crop_leaves_a_hair_of_stays_small() -> None:
         mini_mask_size=112,
         boxes_from="file",
     )
-    assert targets["boxes"][0, 2] - targets["boxes"][0, 0] < 0.01
-    frame = targets["mask_frames"][0]
+    assert targets.boxes[0, 2] - targets.boxes[0, 0] < 0.01
+    frame = targets.mask_frames[0]
     assert frame[2] - frame[0] == 1
 
 
@@ -237,13 +237,13 @@ def test_an_image_without_objects_and_a_set_without_masks() -> None:
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)
     flip = compose_transforms([v2.RandomHorizontalFlip(1.0)])
     _, targets = transform_objects(image, nothing, flip, mini_mask_size=28, boxes_from="file")
-    assert targets["boxes"].shape == (0, 4) and targets["masks"].shape == (0, 28, 28)
+    assert targets.boxes.shape == (0, 4) and targets.masks.shape == (0, 28, 28)
     boxes, polygons = blob()
     objects = Objects(boxes, torch.tensor([1]), torch.tensor([False]), [polygons])
     _, targets = transform_objects(
         image, objects, compose_transforms([]), mini_mask_size=None, boxes_from="file"
     )
-    assert targets["masks"] is None and targets["boxes"].tolist() == boxes.tolist()
+    assert targets.masks is None and targets.boxes.tolist() == boxes.tolist()
 
 
 def test_a_crowd_without_a_segmentation_is_kept() -> None:
@@ -252,7 +252,7 @@ def test_a_crowd_without_a_segmentation_is_kept() -> None:
     _, targets = transform_objects(
         image, objects, compose_transforms([]), mini_mask_size=28, boxes_from="file"
     )
-    assert targets["crowd"].tolist() == [True] and targets["masks"].sum() == 0
+    assert targets.crowd.tolist() == [True] and targets.masks.sum() == 0
 
 
 def test_an_image_that_is_no_longer_uint8_is_an_error() -> None:

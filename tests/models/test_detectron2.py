@@ -221,9 +221,11 @@ def spread_classes(model: Detector, state: dict[str, Tensor]) -> None:
     features = model.features(batch)
     proposals = model.rpn.propose(model.rpn(features, (64, 96)), batch, training=False)
     boxes = proposals.boxes[0, proposals.valid[0]]
-    pooled = model.box_head.pooler(features, boxes, torch.zeros(len(boxes), dtype=torch.int64))
-    if model.box_head.roi_stage is not None:
-        pooled = model.box_head.roi_stage(pooled)
+    pooled = model.box_head.roi_features.pooler(
+        features, boxes, torch.zeros(len(boxes), dtype=torch.int64)
+    )
+    if model.box_head.roi_features.roi_stage is not None:
+        pooled = model.box_head.roi_features.roi_stage(pooled)
     for stage, branch in enumerate(getattr(model.box_head, "branches", [None])):
         name = "" if branch is None else f".{stage}"
         logits = (branch or model.box_head.branch)(pooled, 1)[0][0].roll(-1, 1)  # background last

@@ -119,7 +119,9 @@ def test_row_by_row(model: Detector) -> None:
     assert (rpn.convs[0].kernel_size, rpn.convs[0].out_channels) == ((3, 3), 512)
     assert list(rpn.delta_weights) == [1, 1, 1, 1]
     assert list(head.branch.delta_weights) == [10, 10, 5, 5]
-    assert (rpn.selector.pre_nms_topk, rpn.selector.num_proposals) == ((6000, 12000), (300, 2000))
+    assert (rpn.selector.pre_nms_topk, rpn.selector.num_proposals) == (6000, 300)
+    assert rpn.selector.pre_nms_topk_in_training == 12000
+    assert rpn.selector.num_proposals_in_training == 2000
     assert (rpn.selector.nms_iou, rpn.selector.min_side) == (0.7, 16)
     sampler = model.roi_sampler
     assert (sampler.num_rois, sampler.positive_fraction, sampler.add_ground_truth) == (
@@ -164,7 +166,7 @@ def test_small_boxes_go_before_candidates_are_counted(model: Detector) -> None:
         deltas=torch.cat([shifts / 5, sides - 2.5], dim=2),  # many are small
     )
     selector = deepcopy(model.rpn.selector)
-    selector.pre_nms_topk, selector.num_proposals = (100, 100), (100, 100)
+    selector.pre_nms_topk, selector.num_proposals = 100, 100
     found = selector(output, batch.windows, training=False)
     for image, (width, height) in enumerate(batch.windows[:, 2:].tolist()):
         boxes = decode(output.deltas[image], output.anchors, [1.0] * 4)

@@ -68,7 +68,7 @@ def test_each_stage_of_a_cascade_learns_from_the_boxes_of_the_one_before(
         branch, weights = cascade.branches[stage], [w * (stage + 1) for w in (10.0, 10, 5, 5)]
         labels, index = labelled(boxes, iou)
         full = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(-1)[0]
-        pooled = cascade.pooler(features, boxes[0], torch.zeros(60, dtype=torch.int64))
+        pooled = cascade.roi_features.pooler(features, boxes[0], torch.zeros(60, dtype=torch.int64))
         logits, deltas = branch(pooled, 1)
         loss = F.cross_entropy(logits[0, full], labels[full])
         assert (losses[f"loss_classifier_stage{stage + 1}"] - loss).abs() < 1e-9

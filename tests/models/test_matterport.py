@@ -17,7 +17,7 @@ from torch import Tensor
 from mrcnn_lightning.app.run import CONF
 from mrcnn_lightning.data.dataset import collate
 from mrcnn_lightning.data.sizing import CentredSquare
-from mrcnn_lightning.data.transforms import Sample
+from mrcnn_lightning.data.transforms import ImageTargets, Sample
 from mrcnn_lightning.models.backbones.resnets import SameMaxPool
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.sampling import image_seed
@@ -246,11 +246,13 @@ def image_batch(height: int, width: int, side: int) -> Batch:
         image_id=1,
         seed=0,
         original_size=(height, width),
-        boxes=torch.empty(0, 4),
-        labels=torch.empty(0, dtype=torch.int64),
-        crowd=torch.empty(0, dtype=torch.bool),
-        masks=None,
-        mask_frames=None,
+        targets=ImageTargets(
+            boxes=torch.empty(0, 4),
+            labels=torch.empty(0, dtype=torch.int64),
+            crowd=torch.empty(0, dtype=torch.bool),
+            masks=None,
+            mask_frames=None,
+        ),
     )
     batch = collate([sample], canvas=CentredSquare(side=side))
     batch.windows = batch.windows.double()
@@ -448,7 +450,8 @@ def test_rpn_targets(model: Detector) -> None:
 
 def test_proposals(model: Detector) -> None:
     selector = model.rpn.selector
-    assert selector.pre_nms_topk == (6000, 6000) and selector.num_proposals == (1000, 2000)
+    assert selector.pre_nms_topk == selector.pre_nms_topk_in_training == 6000
+    assert (selector.num_proposals, selector.num_proposals_in_training) == (1000, 2000)
     assert selector.nms_iou == 0.7 and selector.across_levels and selector.clip_to_canvas
     batch = image_batch(60, 128, 128)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
 from mrcnn_lightning.models.heads.class_rows import num_rows, row_of
 from mrcnn_lightning.models.heads.detections import ArgmaxSelector, DetectionSelector
-from mrcnn_lightning.models.heads.poolers import image_indices
+from mrcnn_lightning.models.heads.roi_features import RoIFeatures
 from mrcnn_lightning.models.heads.roi_sampler import SampledRoIs
 from mrcnn_lightning.models.heads.trunks import Average
 from mrcnn_lightning.models.roi_stage import RoIStage
@@ -123,11 +123,10 @@ class BoxHead(nn.Module):
         selector: DetectionSelector | ArgmaxSelector,
     ) -> None:
         super().__init__()
-        self.pooler = pooler(strides=strides)
-        self.roi_stage = roi_stage
-        size = roi_stage.size(self.pooler.output_size)
+        self.roi_features = RoIFeatures(strides=strides, roi_stage=roi_stage, pooler=pooler)
+        shape = {"in_channels": self.roi_features.out_channels, "size": self.roi_features.size}
         self.branch = BoxBranch(
-            trunk=trunk(in_channels=roi_stage.out_channels, size=size),
+            trunk=trunk(**shape),
             num_classes=num_classes,
             class_agnostic=class_agnostic,
             delta_weights=delta_weights,
@@ -142,8 +141,7 @@ class BoxHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4) of boxes (B, R, 4)."""
-        pooled = self.pooler(features, boxes.flatten(0, 1), image_indices(boxes))
-        pooled = self.roi_stage(pooled)
+        pooled = self.roi_features.of_images(features, boxes)
         logits, deltas = self.branch(pooled, len(boxes))
         return logits, deltas
 

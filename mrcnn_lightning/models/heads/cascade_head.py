@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mrcnn_lightning.models.box_losses import GIoULoss, SmoothL1Loss
 from mrcnn_lightning.models.heads.box_head import BoxBranch
 from mrcnn_lightning.models.heads.detections import ArgmaxSelector, DetectionSelector
-from mrcnn_lightning.models.heads.poolers import image_indices
+from mrcnn_lightning.models.heads.roi_features import RoIFeatures
 from mrcnn_lightning.models.heads.roi_sampler import SampledRoIs
 from mrcnn_lightning.models.roi_stage import RoIStage
 from mrcnn_lightning.ops.boxes import has_area
@@ -57,13 +57,12 @@ class CascadeBoxHead(nn.Module):
                 f"model.box_head.ious={ious} and delta_weights={delta_weights}: give one of each "
                 "for every stage"
             )
-        self.pooler = pooler(strides=strides)
-        self.roi_stage = roi_stage
-        size = roi_stage.size(self.pooler.output_size)
+        self.roi_features = RoIFeatures(strides=strides, roi_stage=roi_stage, pooler=pooler)
+        shape = {"in_channels": self.roi_features.out_channels, "size": self.roi_features.size}
         self.ious = ious
         self.branches = nn.ModuleList(
             BoxBranch(
-                trunk=trunk(in_channels=roi_stage.out_channels, size=size),
+                trunk=trunk(**shape),
                 num_classes=num_classes,
                 class_agnostic=True,
                 delta_weights=weights,
@@ -82,8 +81,7 @@ class CascadeBoxHead(nn.Module):
         self, features: Sequence[Tensor], boxes: Tensor, branch: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1) and deltas (B, R, 1, 4) of boxes (B, R, 4)."""
-        pooled = self.pooler(features, boxes.flatten(0, 1), image_indices(boxes))
-        pooled = self.roi_stage(pooled)
+        pooled = self.roi_features.of_images(features, boxes)
         if pooled.requires_grad:  # the stages' losses add up in the branches, not in the features
             share = 1 / len(self.branches)
             pooled = pooled * share + pooled.detach() * (1 - share)

@@ -3,6 +3,8 @@
 B images, R RoIs, K classes, D detections.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from mrcnn_lightning.ops.nms import batched_nms
 from mrcnn_lightning.structures import Detections
 
 
+@dataclass(kw_only=True)
 class DetectionSelector:
     """Every confident class of every RoI, without duplicates (Fast R-CNN).
 
@@ -21,13 +24,10 @@ class DetectionSelector:
         min_side: smaller boxes are dropped, in pixels.
     """
 
-    def __init__(
-        self, *, min_score: float, nms_iou: float, num_detections: int, min_side: float
-    ) -> None:
-        self.min_score = min_score
-        self.nms_iou = nms_iou
-        self.num_detections = num_detections
-        self.min_side = min_side
+    min_score: float
+    nms_iou: float
+    num_detections: int
+    min_side: float
 
     def __call__(self, scores: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
         """Detections without masks.
@@ -53,6 +53,7 @@ class DetectionSelector:
         )
 
 
+@dataclass(kw_only=True)
 class ArgmaxSelector:
     """The best class of every RoI, with boxes of whole pixels (Matterport's).
 
@@ -62,10 +63,9 @@ class ArgmaxSelector:
         num_detections: an image, at most.
     """
 
-    def __init__(self, *, min_score: float, nms_iou: float, num_detections: int) -> None:
-        self.min_score = min_score
-        self.nms_iou = nms_iou
-        self.num_detections = num_detections
+    min_score: float
+    nms_iou: float
+    num_detections: int
 
     def __call__(self, scores: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
         """Detections without masks; arguments as for `DetectionSelector`."""

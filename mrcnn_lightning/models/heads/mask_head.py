@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrcnn_lightning.models.heads.class_rows import num_rows, row_of
+from mrcnn_lightning.models.heads.roi_features import RoIFeatures
 from mrcnn_lightning.models.heads.roi_sampler import SampledRoIs
 from mrcnn_lightning.models.roi_stage import RoIStage
 from mrcnn_lightning.ops.losses import mask_loss
@@ -45,10 +46,9 @@ class MaskHead(nn.Module):
         targets: Callable[..., Tensor],
     ) -> None:
         super().__init__()
-        self.pooler = pooler(strides=strides)
-        self.roi_stage = roi_stage
-        size = roi_stage.size(self.pooler.output_size)
-        self.trunk = trunk(in_channels=roi_stage.out_channels, size=size)
+        self.roi_features = RoIFeatures(strides=strides, roi_stage=roi_stage, pooler=pooler)
+        shape = {"in_channels": self.roi_features.out_channels, "size": self.roi_features.size}
+        self.trunk = trunk(**shape)
         self.class_agnostic = class_agnostic
         self.targets = targets
         hidden = hidden or self.trunk.out_channels
@@ -64,7 +64,7 @@ class MaskHead(nn.Module):
         self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, labels: Tensor
     ) -> Tensor:
         """Mask logits (N, m, m) of the classes `labels` (N,) in boxes (N, 4)."""
-        pooled = self.roi_stage(self.pooler(features, boxes, image_index))
+        pooled = self.roi_features(features, boxes, image_index)
         maps = F.relu(self.deconv(self.trunk(pooled)), inplace=True)  # (N, C, m, m)
         return self._logits(maps, row_of(labels, class_agnostic=self.class_agnostic))
 

@@ -144,8 +144,3 @@ class RoIPool(nn.Module):
         rois = torch.cat([image_index[:, None].to(level.dtype), boxes.to(level.dtype)], dim=1)
         pooled: Tensor = torchvision.ops.roi_pool(level, rois, self.output_size, 1 / self.stride)
         return pooled
-
-
-def image_indices(boxes: Tensor) -> Tensor:
-    """The image (B * R,) that each of the boxes (B, R, 4), flattened, belongs to."""
-    return torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])

@@ -28,6 +28,7 @@ class SampledRoIs:
     valid: Tensor  # (B, R) bool
 
 
+@dataclass(kw_only=True)
 class RoISampler:
     """Random RoIs with a bounded part of positives (Fast R-CNN, section 2.3).
 
@@ -46,25 +47,16 @@ class RoISampler:
         UserError: a number is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        num_rois: int,
-        positive_fraction: float,
-        positive_iou: float,
-        negative_iou: float,
-        add_ground_truth: bool,
-        keep_proportion: bool,
-        crowd_iou: float | None,
-    ) -> None:
-        require_sample("num_rois", num_rois, positive_fraction)
-        self.num_rois = num_rois
-        self.positive_fraction = positive_fraction
-        self.positive_iou = positive_iou
-        self.negative_iou = negative_iou
-        self.add_ground_truth = add_ground_truth
-        self.keep_proportion = keep_proportion
-        self.crowd_iou = crowd_iou
+    num_rois: int
+    positive_fraction: float
+    positive_iou: float
+    negative_iou: float
+    add_ground_truth: bool
+    keep_proportion: bool
+    crowd_iou: float | None
+
+    def __post_init__(self) -> None:
+        require_sample("num_rois", self.num_rois, self.positive_fraction)
 
     @torch.no_grad()
     def __call__(self, proposals: Proposals, targets: Targets, seeds: Tensor) -> SampledRoIs:

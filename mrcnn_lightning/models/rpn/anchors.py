@@ -4,6 +4,7 @@ B images, L levels, A anchors of all levels, a anchors a cell, S sampled anchors
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ class Anchors:
         return self._on_device[device, dtype]
 
 
+@dataclass(kw_only=True)
 class AnchorSampler:
     """Chooses the anchors to learn from (Faster R-CNN, sections 3.1.2 and 3.1.3).
 
@@ -102,27 +104,18 @@ class AnchorSampler:
         UserError: a number is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        num_anchors: int,
-        positive_fraction: float,
-        positive_iou: float,
-        strictly_above: bool,
-        negative_iou: float,
-        best_matches: str,
-        inside_only: bool,
-        crowd_iou: float | None,
-    ) -> None:
-        require_sample("num_anchors", num_anchors, positive_fraction)
-        self.num_anchors = num_anchors
-        self.positive_fraction = positive_fraction
-        self.positive_iou = positive_iou
-        self.strictly_above = strictly_above
-        self.negative_iou = negative_iou
-        self.best_matches = BestMatches(best_matches)
-        self.inside_only = inside_only
-        self.crowd_iou = crowd_iou
+    num_anchors: int
+    positive_fraction: float
+    positive_iou: float
+    strictly_above: bool
+    negative_iou: float
+    best_matches: BestMatches
+    inside_only: bool
+    crowd_iou: float | None
+
+    def __post_init__(self) -> None:
+        require_sample("num_anchors", self.num_anchors, self.positive_fraction)
+        self.best_matches = BestMatches(self.best_matches)
 
     def __call__(
         self, anchors: Tensor, targets: Targets, windows: Tensor, seeds: Tensor

@@ -4,6 +4,7 @@ B images, A anchors of all levels, P proposals.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ class Proposals(NamedTuple):
     anchors: Tensor  # (B, P) int64, which anchor each of them was
 
 
+@dataclass(kw_only=True)
 class ProposalSelector:
     """Chooses the proposals: the best boxes, without duplicates.
 
@@ -51,28 +53,16 @@ class ProposalSelector:
         clip_to_canvas: whether boxes are cut to the padded canvas instead of the image.
     """
 
-    def __init__(
-        self,
-        *,
-        pre_nms_topk: int,
-        pre_nms_topk_in_training: int,
-        num_proposals: int,
-        num_proposals_in_training: int,
-        nms_iou: float,
-        min_side: float,
-        min_side_first: bool,
-        min_score: float,
-        across_levels: bool,
-        clip_to_canvas: bool,
-    ) -> None:
-        self.pre_nms_topk = (pre_nms_topk, pre_nms_topk_in_training)
-        self.num_proposals = (num_proposals, num_proposals_in_training)
-        self.nms_iou = nms_iou
-        self.min_side = min_side
-        self.min_side_first = min_side_first
-        self.min_score = min_score
-        self.across_levels = across_levels
-        self.clip_to_canvas = clip_to_canvas
+    pre_nms_topk: int
+    pre_nms_topk_in_training: int
+    num_proposals: int
+    num_proposals_in_training: int
+    nms_iou: float
+    min_side: float
+    min_side_first: bool
+    min_score: float
+    across_levels: bool
+    clip_to_canvas: bool
 
     def __call__(self, output: RPNOutput, windows: Tensor, *, training: bool) -> Proposals:
         """The proposals, best first.
@@ -88,7 +78,11 @@ class ProposalSelector:
             boxes = self._boxes(output, every.expand(len(objectness), -1), windows)
             is_small = ~box_ops.is_at_least(boxes, self.min_side)
             objectness = objectness.masked_fill(is_small, -torch.inf)
-        index, levels = self._best(objectness, output.level_sizes, self.pre_nms_topk[training])
+        index, levels = self._best(
+            objectness,
+            output.level_sizes,
+            self.pre_nms_topk_in_training if training else self.pre_nms_topk,
+        )
         boxes = self._boxes(output, index, windows)
         scores = at_least_float32(objectness.gather(1, index))
         kept = box_ops.is_at_least(boxes, self.min_side) & (scores.sigmoid() >= self.min_score)
@@ -97,7 +91,7 @@ class ProposalSelector:
             torch.where(kept, scores, -torch.inf),
             levels,
             iou_threshold=self.nms_iou,
-            num=self.num_proposals[training],
+            num=self.num_proposals_in_training if training else self.num_proposals,
         )
         boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
         boxes = torch.where(valid[..., None], boxes, 0.0)
