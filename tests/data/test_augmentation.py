@@ -11,7 +11,12 @@ from torch import Tensor
 from mrcnn_lightning.data.annotations import Objects
 from mrcnn_lightning.data.augmentation import RandomScale, RandomShorterSide, RandomSquare
 from mrcnn_lightning.data.sizing import shorter_side_rounded
-from mrcnn_lightning.data.transforms import Points, compose_transforms, transform_objects
+from mrcnn_lightning.data.transforms import (
+    ImageTargets,
+    Points,
+    compose_transforms,
+    transform_objects,
+)
 from tests.conftest import compose
 
 

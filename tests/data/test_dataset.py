@@ -68,11 +68,8 @@ def test_a_sample_is_the_file_and_its_objects(dataset: COCODataset) -> None:
     assert sample.original_size == (64, 64) and sample.image.shape == (3, 64, 64)
     assert torch.equal(sample.targets.boxes, objects.boxes.clamp(0, 64))
     assert torch.equal(sample.targets.labels, objects.labels)
-    assert sample.targets.masks is not None and sample.targets.masks.shape == (
-        len(sample.targets.labels),
-        28,
-        28,
-    )
+    masks = sample.targets.masks
+    assert masks is not None and masks.shape == (len(objects.labels), 28, 28)
     assert sample.targets.masks.flatten(1).any(1).all()
 
 

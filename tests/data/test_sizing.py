@@ -204,7 +204,8 @@ def test_the_truth_on_a_square_scores_one(shapes_root: Path, tmp_path: Path) -> 
 def test_detections_on_a_square_go_back_to_the_files_pixels(tmp_path: Path) -> None:
     """One object, its box and mask known in the file's pixels, in an image that is not square."""
     image = sample(60, 90, [[30, 15, 60, 45]])
-    image.original_size, image.mask_frames = (40, 60), image.boxes.clone()
+    image.original_size = (40, 60)
+    image.targets = image.targets._replace(mask_frames=image.targets.boxes.clone())
     batch = collate([image], canvas=CentredSquare(side=96))
     (found,) = per_image(truth_as_detections(batch), batch, resized_crops)
     assert found.size == (40, 60) and found.rles is not None

@@ -4,13 +4,20 @@ import csv
 import json
 import struct
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
+
+from mrcnn_lightning.training.callbacks.loss_progress_bar import LossProgressBar
 
 Run = Callable[..., tuple[int, str]]
 
@@ -94,3 +101,19 @@ def test_three_dashboards_hold_the_same_metrics(
     assert spec["resize"]["min_size"] == 64 and spec["model"]["_target_"].startswith(
         "mrcnn_lightning.models"
     )
+
+
+def test_the_progress_bar_fits_a_screen_of_80_characters() -> None:
+    """As rich draws it, losses of all parts and of a cascade's stages included."""
+    bar = LossProgressBar(refresh_rate=1)
+    names = ["objectness", "rpn_box_reg", "classifier_stage1", "classifier", "box_reg", "mask"]
+    losses = {f"train/loss_{name}": 0.123 for name in names} | {"train/loss": 1.234}
+    trainer: Any = SimpleNamespace(progress_bar_metrics=losses, loggers=[], state=None)
+    metrics = bar.get_metrics(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    assert metrics == {"loss": "1.23 rpn .25 cls .25 box .12 mask .12"}
+    columns = [*bar.configure_columns(trainer), TextColumn(f"loss: {metrics['loss']}")]
+    console = Console(width=200, record=True, file=StringIO())
+    with Progress(*columns, console=console) as progress:
+        progress.add_task("Epoch 12/36 ", total=7500, completed=3750)
+    lines = [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
+    assert len(lines) == 1 and "mask .12" in lines[0] and len(lines[0]) <= 84
