@@ -3,7 +3,6 @@
 import functools
 import inspect
 import re
-from random import Random
 from typing import Any
 
 import hydra
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 
 from mrcnn_lightning.app.run import CONF
 from mrcnn_lightning.app.values import check_values
+from mrcnn_lightning.models.backbones.backbone import Backbone
 from tests.conftest import compose
 
 # Arguments that a part gets from whoever completes it.
@@ -61,23 +61,36 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
+OPTIONS = {
+    **{
+        group: options(group)
+        for group in (
+            "backbone",
+            "backbone/pixels",
+            "model/neck",
+            "model/mask_head",
+            "data",
+            "optimizer",
+            "scheduler",
+            "trainer",
+            "callbacks",
+            "logger",
+        )
+    },
+    "model/box_head": [name for name in options("model/box_head") if name != "roi_pool"],
+    "model/box_loss@model.rpn.box_loss": options("model/box_loss"),
+    "model/pooler@model.mask_head.pooler": options("model/pooler")[:2],
+    "data/files@data": options("data/files"),
+}
+# One of each group together: what a group composes does not depend on the others.
 CHOICES = [
-    *(f"backbone={name}" for name in options("backbone")),
-    *(f"backbone/pixels={name}" for name in options("backbone/pixels")),
-    *(f"model={name}" for name in options("model")),
-    *(f"model/neck={name}" for name in options("model/neck")),
-    *(f"model/box_head={name}" for name in options("model/box_head") if name != "roi_pool"),
-    *(f"model/box_loss@model.rpn.box_loss={name}" for name in options("model/box_loss")),
-    *(f"model/mask_head={name}" for name in options("model/mask_head")),
-    *(f"data={name}" for name in options("data")),
-    *(f"data/canvas={name}" for name in options("data/canvas")),
-    *(f"data/files@data={name}" for name in options("data/files")),
-    *(f"optimizer={name}" for name in options("optimizer")),
-    *(f"scheduler={name}" for name in options("scheduler")),
-    *(f"trainer={name}" for name in options("trainer")),
-    *(f"callbacks={name}" for name in options("callbacks")),
-    *(f"logger={name}" for name in options("logger")),
-    *(f"experiment={name}" for name in options("experiment")),
+    *(
+        tuple(f"{group}={names[number % len(names)]}" for group, names in OPTIONS.items())
+        for number in range(max(map(len, OPTIONS.values())))
+    ),
+    *((f"data/canvas={name}",) for name in options("data/canvas")),
+    *((f"model={name}",) for name in options("model")),
+    *((f"experiment={name}",) for name in options("experiment")),
 ]
 
 
@@ -93,9 +106,9 @@ def nodes(config: Any) -> Any:
             yield from nodes(value)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_keys_are_the_arguments(choice: str) -> None:
-    cfg = compose(choice)
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: choices[0])
+def test_keys_are_the_arguments(choices: tuple[str, ...]) -> None:
+    cfg = compose(*choices)
     check_values(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     for node in nodes(config):
@@ -111,7 +124,7 @@ def test_keys_are_the_arguments(choice: str) -> None:
 
 def test_every_group_was_looked_at() -> None:
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    looked_at = {choice.partition("=")[0] for choice in CHOICES}
+    looked_at = {choice.partition("=")[0] for choices in CHOICES for choice in choices}
     assert groups - looked_at <= {"hparams_search", "launcher", "local"}
 
 
@@ -161,8 +174,8 @@ def test_what_a_file_says_is_what_is_composed() -> None:
 @pytest.mark.parametrize("recipe", [None, *options("experiment")])
 def test_what_is_chosen_wins_whole(recipe: str | None) -> None:
     """In every recipe, each group that the command line chooses equals its file."""
-    random = Random(str(recipe))
-    chosen = {group: random.choice(options(group)) for group in GROUPS}
+    number = [None, *options("experiment")].index(recipe)
+    chosen = {group: options(group)[number % len(options(group))] for group in GROUPS}
     words = [f"{group}={option}" for group, option in chosen.items()]
     cfg = compose(*([f"experiment={recipe}"] if recipe else []), *words)
     for group, option in chosen.items():
@@ -202,20 +215,31 @@ BELONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def backbones() -> dict[str, Backbone]:
+    with torch.device("meta"):
+        return {
+            name: hydra.utils.instantiate(alone("backbone", name), _convert_="all")
+            for name in KINDS
+        }
+
+
 @pytest.mark.parametrize("model", options("model"))
-def test_a_backbone_of_another_kind_is_one_sentence(model: str) -> None:
-    tree = OmegaConf.to_container(compose(f"model={model}"))
-    assert isinstance(tree, dict)
-    for backbone, kind in KINDS.items():
-        whole = OmegaConf.create(tree | {"backbone": alone("backbone", backbone)})
-        make = hydra.utils.instantiate(whole.model, _convert_="all")
-        with torch.device("meta"):
+def test_a_backbone_of_another_kind_is_one_sentence(
+    model: str, backbones: dict[str, Backbone]
+) -> None:
+    cfg = compose(f"model={model}")
+    cfg.model.backbone = None
+    with torch.device("meta"):
+        make = hydra.utils.instantiate(cfg.model, _convert_="all")
+        for name, kind in KINDS.items():
+            parts = {"backbone": backbones[name], "class_names": ["object"]}
             if kind in BELONG.get(model, {"pyramid"}):
-                make(class_names=["object"])
-            else:
-                with pytest.raises(ValueError, match=r"levels, but the neck gives|stage") as caught:
-                    make(class_names=["object"])
-                assert "\n" not in str(caught.value)
+                make(**parts)
+                continue
+            with pytest.raises(ValueError, match=r"levels, but the neck gives|stage") as caught:
+                make(**parts)
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["matterport", "mask_rcnn", "faster_rcnn_vgg16"])
