@@ -153,7 +153,8 @@ def require_own_parts(config: Any) -> None:
             if getattr(part, "__module__", None) == module:
                 return
         raise UserError(
-            f"the checkpoint names {target}, which is no part of this project, and is not run"
+            f"the checkpoint names {target}, which is no part of this project, and is not run "
+            "(a run with its own configuration can use it: stage=predict ckpt_path=FILE)"
         )
 
 

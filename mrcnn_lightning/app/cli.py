@@ -16,11 +16,12 @@ from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.app.summary import render, summarize
+from mrcnn_lightning.app.values import check_values
 from mrcnn_lightning.checkpoint import Description, Rebuilt, load_checkpoint
 from mrcnn_lightning.data.download import download_coco as download
 from mrcnn_lightning.inference.findings import Findings, find_photos, make_folder
 from mrcnn_lightning.inference.predictor import Predictor
-from mrcnn_lightning.user_error import UserError
+from mrcnn_lightning.user_error import UserError, built
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # Everything behind `mrcnn train` is Hydra's, `--help` too.
@@ -150,6 +151,7 @@ def _model(words: list[str], num_classes: int) -> Rebuilt:
         overrides.append(word if is_override else f"experiment={word}")
     with hydra.initialize_config_dir(str(run.CONF), version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, "run_dir=unused"])
+    check_values(cfg)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     parts = {"model": resolved["model"]}
     parts |= {name: resolved["data"][name] for name in ("resize", "canvas")}
@@ -160,7 +162,7 @@ def _model(words: list[str], num_classes: int) -> Rebuilt:
         **parts, class_names=[], category_ids=[], show_score=resolved["show_score"]
     )
     names = [str(label) for label in range(1, num_classes + 1)]
-    return Rebuilt(model(class_names=names), description, resize, canvas)
+    return Rebuilt(built(model, "model", class_names=names), description, resize, canvas)
 
 
 def _is_file(word: str) -> bool:

@@ -114,7 +114,9 @@ def sentence(error: BaseException) -> str:
         place, error = _full_key(error), error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # A data worker's error has its traceback in the message; the last line is the error.
-    line = lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]
+    if line.endswith(":") and len(lines) > 1:  # Hydra's, of a module that cannot be imported
+        line = f"{line} {lines[1]}; Python looks for modules in the folders of PYTHONPATH"
     if isinstance(error, MissingConfigException) and error.options:
         return f"{line}; there are {', '.join(error.options)}"
     if isinstance(error, InterpolationKeyError):
@@ -151,7 +153,10 @@ def _lost_worker(error: BaseException) -> str | None:
 def _full_key(error: BaseException) -> str:
     """Where Hydra was in the configuration; what the task and the model refer to is elsewhere."""
     place = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
-    return re.sub(r"^(task\.)?(model\.(?=backbone))?", "", place[1]) if place else ""
+    if place is None:
+        return ""
+    key = re.sub(r"^(task\.)?(model\.(?=backbone))?", "", place[1])
+    return re.sub(r"(transforms)(\d+)", r"\1.\2", key)  # Hydra forgets the dot before a number
 
 
 def _unknown_option(error: BaseException) -> str | None:

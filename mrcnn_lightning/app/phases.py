@@ -16,8 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from mrcnn_lightning.app.values import check_values
-from mrcnn_lightning.training.optimizers import built
-from mrcnn_lightning.user_error import UserError
+from mrcnn_lightning.user_error import UserError, built
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY, read_checkpoint
 from mrcnn_lightning.weights.report import differences
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
 from mrcnn_lightning.app.devices import check_devices, check_nodes, check_trainer
@@ -31,6 +31,7 @@ from mrcnn_lightning.checkpoint import Description
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import IOU_TYPES
 from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.training.callbacks.best_checkpoint import BestCheckpoint
 from mrcnn_lightning.training.task import DetectionTask
 from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.load import load_weights
@@ -83,6 +84,7 @@ def _run(stop: Stop, cfg: DictConfig, phase: int | None) -> tuple[float | None, 
         trainer.fit(task, **options)
         if task.scored_at != trainer.global_step and trainer.limit_val_batches:
             trainer.validate(task, datamodule=data, verbose=False)
+        _say_what_is_best(trainer)
     elif cfg.stage == "predict":
         trainer.predict(task, return_predictions=False, **options)
     else:
@@ -118,6 +120,15 @@ def build_parts(cfg: DictConfig, phase: int | None) -> tuple[COCODataModule, Det
         phase=phase,
     )
     return data, _build(cfg.task)(description=description)
+
+
+@rank_zero_only
+def _say_what_is_best(trainer: lightning.Trainer) -> None:
+    """Where the best checkpoint lies, which is what prediction wants."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
+            score, path = float(callback.best_model_score), callback.best_model_path
+            log.info("best %s %.3f: mrcnn predict %s PHOTOS", callback.monitor, score, path)
 
 
 def _warn_of_noise(model: Detector) -> None:

@@ -95,7 +95,7 @@ class COCODataset(Dataset[Sample]):
                     mini_mask_size=self.mini_mask_size,
                     boxes_from=self.boxes_from,
                 )
-            except (RuntimeError, ValueError) as error:  # torchvision's, of a side of 0 pixels, say
+            except (RuntimeError, TypeError, ValueError) as error:  # such as a side of 0 pixels
                 first = str(error).splitlines()[0]
                 raise UserError(
                     f"{path} of {width} x {height} pixels cannot go through the data's transforms: "

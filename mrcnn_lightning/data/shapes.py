@@ -74,9 +74,10 @@ def _require_same(folder: Path, settings: dict[str, int]) -> None:
     file = folder / "annotations" / "instances_train.json"
     found = json.loads(file.read_bytes()).get("info") if file.is_file() else None
     if found != settings:
+        remedy = "your own files are data=custom" if found is None else "or delete this one"
         raise UserError(
             f"{folder} holds {found or 'something else'}, where shapes made with {settings} were "
-            "to go: give another data_root, or delete it"
+            f"to go: give another data_root; {remedy}"
         )
 
 

@@ -18,7 +18,7 @@ from mrcnn_lightning.models.rpn.proposals import RPNOutput
 from mrcnn_lightning.models.rpn.rpn import RPN
 from mrcnn_lightning.results.pasting import Crops
 from mrcnn_lightning.structures import Batch, Detections
-from mrcnn_lightning.user_error import UserError
+from mrcnn_lightning.user_error import UserError, built
 
 
 class Detector(nn.Module):
@@ -58,8 +58,10 @@ class Detector(nn.Module):
         super().__init__()
         self.class_names = list(class_names)
         self.backbone = backbone
-        self.neck = neck(in_channels=backbone.out_channels, strides=backbone.strides)
-        self.rpn = rpn(in_channels=self.neck.out_channels, strides=self.neck.strides)
+        maps = {"in_channels": backbone.out_channels, "strides": backbone.strides}
+        self.neck: Neck = built(neck, "model.neck", **maps)
+        levels = {"in_channels": self.neck.out_channels, "strides": self.neck.strides}
+        self.rpn: RPN = built(rpn, "model.rpn", **levels)
         self.roi_sampler = roi_sampler
         width = self.neck.out_channels
         stage = backbone.roi_stage or RoIStage(nn.Identity(), width, width, stride=1)
@@ -74,8 +76,10 @@ class Detector(nn.Module):
             "roi_stage": stage,
             "num_classes": len(class_names),
         }
-        self.box_head = box_head(**shape)
-        self.mask_head = None if mask_head is None else mask_head(**shape)
+        self.box_head: BoxHead = built(box_head, "model.box_head", **shape)
+        self.mask_head: MaskHead | None = None
+        if mask_head is not None:
+            self.mask_head = built(mask_head, "model.mask_head", **shape)
         self.paste = paste
         self.pad_first = pad_first
         init(self)

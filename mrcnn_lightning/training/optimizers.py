@@ -1,13 +1,10 @@
 """What an optimizer is made with: groups of parameters, and whether it is fused."""
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
-
-from mrcnn_lightning.user_error import UserError
 
 
 def parameter_groups(
@@ -65,23 +62,3 @@ def fused_option(make_optimizer: Any, trainer: lightning.Trainer) -> dict[str, b
         )
         fused = False
     return {} if fused is None else {"fused": fused}
-
-
-def built(make: Callable[..., Any], group: str, *arguments: Any, **options: Any) -> Any:
-    """An optimizer or a schedule of torch's, whose complaints are about the user's numbers.
-
-    Args:
-        make: what makes it.
-        group: of the configuration, for the message.
-        arguments: of `make`.
-        options: of `make`.
-
-    Raises:
-        UserError: it refuses what it is given.
-    """
-    try:
-        return make(*arguments, **options)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{group}: {error}") from error

@@ -21,12 +21,14 @@ from mrcnn_lightning.results.image_detections import ImageDetections, per_image
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
-from mrcnn_lightning.training.optimizers import built, fused_option, parameter_groups
-from mrcnn_lightning.user_error import UserError
+from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+from mrcnn_lightning.user_error import UserError, built
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY
 from mrcnn_lightning.weights.report import differences, require_finite
 
 _OWES = "owes_evaluation"  # in a checkpoint
+# Options that tell one kind of optimizer from another.
+_KINDS_OF_OPTIMIZERS = {"alpha", "betas", "lambd", "momentum", "rho"}
 
 
 class DetectionTask(lightning.LightningModule):
@@ -59,7 +61,7 @@ class DetectionTask(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.description = description
-        self.model = model(class_names=description.class_names)
+        self.model: Detector = built(model, "model", class_names=description.class_names)
         if compiled:
             self.model.compile_parts()
         self.make_optimizer = optimizer
@@ -85,17 +87,39 @@ class DetectionTask(lightning.LightningModule):
             has_masks=self.model.mask_head is not None,
         )
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule, stepped at every optimizer step."""
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         settings = self.make_optimizer.keywords
-        groups = parameter_groups(
+        return parameter_groups(
             self.model,
             lr=settings["lr"],
             weight_decay=settings.get("weight_decay", 0.0),
             decay_biases=self.decay_biases,
             backbone_lr_factor=self.backbone_lr_factor,
         )
-        total_steps = self.trainer.estimated_stepping_batches
+
+    def _require_same_optimizer(self, states: list[dict[str, Any]]) -> None:
+        """Refuse to go on with another optimizer, or with other layers that are trained."""
+        own = self._parameter_groups()
+        saved = [group for state in states for group in state["param_groups"]]
+        sizes = [[len(group["params"]) for group in groups] for groups in (own, saved)]
+        one = built(self.make_optimizer, "optimizer", [torch.zeros(1, requires_grad=True)])
+        kinds = [_KINDS_OF_OPTIMIZERS & set(options) for options in (one.defaults, saved[0])]
+        if sizes[0] != sizes[1] or kinds[0] != kinds[1]:
+            raise UserError(
+                "ckpt_path was written by another optimizer, or with other layers trained: give "
+                "the same overrides as in its run (config.yaml in its folder), or start a new "
+                "training from it with weights=FILE"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule, stepped at every optimizer step."""
+        groups = self._parameter_groups()
+        try:
+            total_steps = self.trainer.estimated_stepping_batches
+        except ValueError as error:  # of the trainer's limits, which it compares with the data now
+            raise (
+                error if isinstance(error, UserError) else UserError(f"trainer: {error}")
+            ) from error
         if total_steps == float("inf"):
             raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
         fused = fused_option(self.make_optimizer, self.trainer)
@@ -243,6 +267,8 @@ class DetectionTask(lightning.LightningModule):
                 "its run (config.yaml in its folder)"
             )
         require_finite(checkpoint["state_dict"], "ckpt_path")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._require_same_optimizer(checkpoint["optimizer_states"])
         self.owes_evaluation = checkpoint.get(_OWES, False)
         for logger in self.trainer.loggers:
             if (

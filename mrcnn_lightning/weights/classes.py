@@ -68,6 +68,8 @@ def fit_classes(
         return sorted(sizes)
     for key, size in sizes.items():
         rows = state[key].unflatten(0, (-1, size))
+        if len(rows) not in (num_classes, num_classes + 1):
+            continue  # of another kind, which loading says
         has_background = len(rows) == num_classes + 1
         # A background's box or mask (torchvision's, Matterport's) is never used.
         is_score = size == 1 and key.startswith("box_head.")

@@ -52,11 +52,11 @@ DETECTOR: list[Rule] = [
     (r"roi_heads\.box_head\.(fc\d\.\w+)", r"box_head.branch.trunk.\1"),
     (
         r"roi_heads\.box_head\.conv(\d)\.(weight|bias)",
-        numbered_conv("box_head.branch.trunk.convs", 0),
+        numbered_conv(_BOX_CONVS, 0),
     ),
     (
         r"roi_heads\.box_head\.conv(\d)\.norm\.(\w+)",
-        numbered_conv("box_head.branch.trunk.convs", 1),
+        numbered_conv(_BOX_CONVS, 1),
     ),
     (r"roi_heads\.box_head\.(\d)\.(fc\d\.\w+)", r"box_head.branches.\1.trunk.\2"),
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box_head.branch.classifier.\1"),
@@ -65,9 +65,9 @@ DETECTOR: list[Rule] = [
     (r"roi_heads\.box_predictor\.(\d)\.bbox_pred\.(\w+)", r"box_head.branches.\1.deltas.\2"),
     (
         r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)",
-        numbered_conv("mask_head.trunk.convs", 0),
+        numbered_conv(_MASK_CONVS, 0),
     ),
-    (r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.(\w+)", numbered_conv("mask_head.trunk.convs", 1)),
+    (r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.(\w+)", numbered_conv(_MASK_CONVS, 1)),
     (r"roi_heads\.mask_head\.deconv\.(\w+)", r"mask_head.deconv.\1"),
     (r"roi_heads\.mask_head\.predictor\.(\w+)", r"mask_head.classifier.\1"),
     # Constants of the configuration, which older files carry.

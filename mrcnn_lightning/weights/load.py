@@ -64,6 +64,8 @@ def load_backbone(backbone: Backbone, trunk: TwoFC | None = None) -> LoadReport:
         state = {key.removeprefix("backbone.body."): value for key, value in state.items()}
     else:
         in_trunk = _classifiers_trunk(content, trunk)
+        if trunk is not None and "classifier.3.weight" in content and not in_trunk:
+            log.warning("%s: its classifier's layers do not fit the box head's", report.source)
         if trunk is not None and in_trunk:
             load_strictly(trunk, in_trunk, LoadReport(f"{report.source}, its classifier's layers"))
         is_classifiers = torchvision.CLASSIFIER_KEYS.match

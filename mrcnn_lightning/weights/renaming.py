@@ -1,7 +1,4 @@
-"""Keys of foreign files under our names, by rules.
-
-K classes, a anchors a cell.
-"""
+"""Keys of foreign files under our names, by rules."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.backbones.backbone import Backbone
@@ -99,15 +99,14 @@ def without_epsilon(weights: str, state: dict[str, Tensor], backbone: Backbone) 
     Raises:
         UserError: the norms are trained, where no weight does the same.
     """
+    name, _, _ = weights.partition(".")
     file = weights.partition("#")[0].rpartition("/")[2]
     known = [torchvision.models.get_weight(f"{name}.COCO_V1") for name in _ZERO_EPS]
-    if weights not in map(repr, known) and file not in (
-        entry.url.rpartition("/")[2] for entry in known
-    ):
+    if name not in _ZERO_EPS and file not in (entry.url.rpartition("/")[2] for entry in known):
         return
     for name, norm in backbone.named_modules(prefix="backbone"):
         eps = getattr(norm, "eps", 0.0)
-        if isinstance(norm, torch.nn.BatchNorm2d) and eps > 0:
+        if isinstance(norm, _BatchNorm) and eps > 0:
             raise UserError(
                 f"weights={weights} was trained with a batch-norm epsilon of 0, and these norms "
                 "are trained on: set backbone.norm_eps=0, or backbone.norm=frozen_bn"
@@ -115,4 +114,5 @@ def without_epsilon(weights: str, state: dict[str, Tensor], backbone: Backbone) 
         if isinstance(norm, FrozenBatchNorm2d) and f"{name}.running_var" in state:
             variance = state[f"{name}.running_var"].double()
             factor = ((variance + eps) / variance).sqrt().where(variance > 0, 1.0)
-            state[f"{name}.weight"] = (state[f"{name}.weight"] * factor).to(torch.float32)
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = (weight * factor).to(weight.dtype)

@@ -221,6 +221,7 @@ def test_info_of_overrides() -> None:
         (["model=mask_rcnn,matterport"], "Ambiguous value for argument"),
         (["backbone.depth=17"], "backbone.depth=17 is not one of [18, "),
         (["shapes", "model.rpn.anchors.sizes=[[32]]"], "has 1 levels, but the neck gives 5"),
+        (["shapes", "~model.rpn.num_convs"], "model.rpn: RPN.__init__() missing 1 required"),
         (["shapes", "data.resize.min_size=${nope}"], "Interpolation key 'nope' not found"),
         (["model/box_head=roi_pool"], "has no such key, set the values that refer to it"),
         (["model=mask_rcnn_d2_c4", "backbone=swin_t"], "has no such stage: give one that has"),

@@ -10,10 +10,12 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from mrcnn_lightning.app.errors import in_one_sentence, sentence
+from mrcnn_lightning.user_error import UserError
 from tests.conftest import compose
 
 Run = Callable[..., tuple[int, str]]
@@ -341,3 +343,40 @@ def test_a_data_worker_that_is_killed(tmp_path: Path, capfd: pytest.CaptureFixtu
     shared = "DataLoader worker (pid 5) is killed by signal: Bus error. It is possible that "
     shared += "dataloader's workers are out of shared memory. Please try to raise your limit."
     assert "--shm-size" in sentence(RuntimeError(shared))
+
+
+def test_what_lightning_and_torch_refuse_is_one_sentence(
+    tiny: Callable[..., list[str]], run_main: Callable[..., tuple[int, str]], checkpoint: Path
+) -> None:
+    resumed = f"ckpt_path={checkpoint}"
+    for words, message in (
+        (["trainer.val_check_interval=100000"], "error: trainer: "),
+        (["~model.rpn.num_convs"], "error: model.rpn: RPN.__init__() missing 1 required"),
+        (["optimizer.betas=[2,2]"], "error: optimizer: Invalid beta parameter"),
+        ([resumed, *SAME, "optimizer=sgd"], "another optimizer, or with other layers trained"),
+        (
+            [resumed, *SAME, "backbone.trainable_stages=3"],
+            "with other layers trained",
+        ),
+    ):
+        base = tiny() if resumed not in words else [word for word in tiny() if "=" in word][:3]
+        status, output = run_main(*base, "trainer.max_steps=20000", *words)
+        line = next(line for line in output.splitlines() if line.startswith("error: "))
+        assert status == 1 and message in line, line
+        assert "Traceback" not in output
+
+
+# As the checkpoint of the fixture was trained.
+SAME = [
+    "data.prepare=null",
+    "data.resize.min_size=64",
+    "data.resize.max_size=64",
+    "backbone.width=16",
+]
+
+
+def test_an_items_number_is_a_part_of_its_key() -> None:
+    """As it is typed; Hydra leaves out the dot."""
+    error = InstantiationException("Error in call to target 'x':\nfull_key: data.train_transforms0")
+    error.__cause__ = UserError("min_size=0 is too little")
+    assert sentence(error) == "data.train_transforms.0.min_size=0 is too little"

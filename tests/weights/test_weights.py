@@ -14,6 +14,8 @@ import torch
 import torchvision
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from mrcnn_lightning.user_error import UserError
+from mrcnn_lightning.weights import detectron2
 from mrcnn_lightning.weights.files import read_file
 from mrcnn_lightning.weights.load import load_detector
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY
@@ -152,6 +154,9 @@ def test_published_weights_are_loaded_by_name_with_their_epsilon(
         load_detector(model, COCO_V1)
         maps.append(model.backbone.body.bn1(model.backbone.body.conv1(image)))
     torch.testing.assert_close(*maps, rtol=1e-6, atol=1e-6)
+    by_alias = build_model(class_names=COCO_80)
+    load_detector(by_alias, COCO_V1.replace("COCO_V1", "DEFAULT"))
+    assert torch.equal(by_alias.backbone.body.bn1.weight, model.backbone.body.bn1.weight)
     by_file = build_model(class_names=COCO_80)
     torch.save(published, file := coco_file.with_name("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"))
     load_detector(by_file, str(file))
@@ -349,3 +354,21 @@ def test_batch_norm_counters_may_be_missing_or_left_over(tmp_path: Path) -> None
         torch.save(content, tmp_path / name)
         for norm in ("bn", "frozen_bn"):
             build(18, norm=norm, weights=str(tmp_path / name))
+
+
+def test_a_class_agnostic_head_does_not_go_into_another(tmp_path: Path) -> None:
+    slim = ("backbone=resnet18_slim", "model=mask_rcnn_slim")
+    agnostic = build_model(*slim, "model.box_head.class_agnostic=true", class_names=["a", "b"])
+    state = {f"model.{key}": value for key, value in agnostic.state_dict().items()}
+    content = {"state_dict": state, DESCRIPTION_KEY: {"class_names": ["a", "b"]}}
+    torch.save(content, tmp_path / "agnostic.ckpt")
+    with pytest.raises(UserError, match="2 of another shape .box_head.branch.deltas"):
+        load_detector(build_model(*slim, class_names=["b", "a"]), f"{tmp_path}/agnostic.ckpt")
+
+
+def test_detectron2s_weights_want_bgr(caplog: pytest.LogCaptureFixture) -> None:
+    rgb = build_model("model=mask_rcnn_d2").backbone.pixels
+    with pytest.raises(UserError, match="BGR images, and the backbone gets RGB: .*resnet50_caffe"):
+        detectron2.require_pixels("detectron2://COCO/model.pkl", rgb)
+    detectron2.require_pixels("own.pth", rgb)
+    assert "whose models take BGR images" in caplog.text

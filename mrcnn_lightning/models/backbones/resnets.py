@@ -155,7 +155,7 @@ def resnet(
             (Matterport's).
         dilate_last: whether the last stage is dilated by 2 and keeps stride 16 (DC5).
         norm: one of `NORMS`.
-        norm_eps: 1e-5; torchvision's first COCO detectors want 0, Matterport 1e-3.
+        norm_eps: 1e-5; Matterport 1e-3.
         outputs: layers whose outputs are handed out, of layer1 to layer4.
         roi_layer: layer4, if RoIs go through it (C4), or null.
         trainable_stages: counted from the last; 5 of 5 trains the stem too.
