@@ -116,10 +116,10 @@ class DetectionTask(lightning.LightningModule):
         groups = self._parameter_groups()
         try:
             total_steps = self.trainer.estimated_stepping_batches
+        except UserError:
+            raise
         except ValueError as error:  # of the trainer's limits, which it compares with the data now
-            raise (
-                error if isinstance(error, UserError) else UserError(f"trainer: {error}")
-            ) from error
+            raise UserError(f"trainer: {error}") from error
         if total_steps == float("inf"):
             raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
         fused = fused_option(self.make_optimizer, self.trainer)
