@@ -67,11 +67,11 @@ def test_data_sets_hold_the_same_objects(benchmark: Any, tmp_path: Path) -> None
     for index in range(4):
         sample, (image, target) = ours[0, index], theirs[index]
         assert sample.image.shape == (3, 800, 1066) and image.shape == (3, 48, 64)
-        sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
+        sides = sample.targets.boxes[:, 2:] - sample.targets.boxes[:, :2]
         scale = torch.tensor([1066 / 64, 800 / 48])
         others = (target["boxes"][:, 2:] - target["boxes"][:, :2]) * scale
         assert (sides - others).abs().max() < 1e-3
-        covered = sample.masks.float().mean((1, 2)) * sides.prod(1)
+        covered = sample.targets.masks.float().mean((1, 2)) * sides.prod(1)
         pixels = target["masks"].sum((1, 2)) * scale.prod()
         assert (covered / pixels - 1).abs().max() < 0.2
 
