@@ -153,6 +153,16 @@ def test_a_recipe_only_chooses() -> None:
         assert set(values) <= allowed, name
 
 
+# One of each kind; the others choose less.
+RECIPES = [
+    None,
+    "balloon",
+    "faster_rcnn_vgg16",
+    "mask_rcnn_r50_c4_3x",
+    "mask_rcnn_r50_fpn_100ep_lsj",
+    "matterport",
+    "shapes",
+]
 GROUPS = ("model", "backbone", "optimizer", "scheduler", "data", "trainer")
 
 
@@ -171,10 +181,10 @@ def test_what_a_file_says_is_what_is_composed() -> None:
             assert alone(group, option) == whole
 
 
-@pytest.mark.parametrize("recipe", [None, *options("experiment")])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_chosen_wins_whole(recipe: str | None) -> None:
     """In every recipe, each group that the command line chooses equals its file."""
-    number = [None, *options("experiment")].index(recipe)
+    number = RECIPES.index(recipe)
     chosen = {group: options(group)[number % len(options(group))] for group in GROUPS}
     words = [f"{group}={option}" for group, option in chosen.items()]
     cfg = compose(*([f"experiment={recipe}"] if recipe else []), *words)
@@ -242,12 +252,13 @@ def test_a_backbone_of_another_kind_is_one_sentence(
             assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", ["matterport", "mask_rcnn", "faster_rcnn_vgg16"])
-def test_adamw_has_its_own_learning_rate_everywhere(model: str) -> None:
-    for words in ([f"model={model}"], ["experiment=matterport"], ["experiment=shapes"]):
-        cfg = compose(*words, "optimizer=adamw")
-        assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-4, 0.05)
-        assert compose(*words, "optimizer=adamw", "optimizer.lr=3e-4").optimizer.lr == 3e-4
+@pytest.mark.parametrize(
+    "words", ["model=matterport", "experiment=matterport", "experiment=shapes"]
+)
+def test_adamw_has_its_own_learning_rate_everywhere(words: str) -> None:
+    cfg = compose(words, "optimizer=adamw")
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-4, 0.05)
+    assert compose(words, "optimizer=adamw", "optimizer.lr=3e-4").optimizer.lr == 3e-4
 
 
 def test_the_compositions_that_once_surprised() -> None:
@@ -261,8 +272,8 @@ def test_the_compositions_that_once_surprised() -> None:
     assert cfg.phases == [] and cfg.trainer.gradient_clip_val is None
 
 
-def test_every_recipe_takes_ones_own_files() -> None:
-    for name in options("experiment"):
+def test_recipes_take_ones_own_files() -> None:
+    for name in ("matterport", "mask_rcnn_r50_fpn_100ep_lsj", "balloon"):
         cfg = compose(f"experiment={name}", "data/files@data=custom", "data_root=DIR")
         assert cfg.data.train_json == "DIR/annotations/instances_train.json"
 

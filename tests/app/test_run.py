@@ -346,33 +346,15 @@ def test_a_data_worker_that_is_killed(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_what_lightning_and_torch_refuse_is_one_sentence(
-    tiny: Callable[..., list[str]], run_main: Callable[..., tuple[int, str]], checkpoint: Path
+    tiny: Callable[..., list[str]], run_main: Callable[..., tuple[int, str]]
 ) -> None:
-    resumed = f"ckpt_path={checkpoint}"
-    for words, message in (
-        (["trainer.val_check_interval=100000"], "error: trainer: "),
-        (["~model.rpn.num_convs"], "error: model.rpn: RPN.__init__() missing 1 required"),
-        (["optimizer.betas=[2,2]"], "error: optimizer: Invalid beta parameter"),
-        ([resumed, *SAME, "optimizer=sgd"], "another optimizer, or with other layers trained"),
-        (
-            [resumed, *SAME, "backbone.trainable_stages=3"],
-            "with other layers trained",
-        ),
+    for word, message in (
+        ("trainer.val_check_interval=100000", "error: trainer: "),
+        ("~model.rpn.num_convs", "error: model.rpn: RPN.__init__() missing 1 required"),
     ):
-        base = tiny() if resumed not in words else [word for word in tiny() if "=" in word][:3]
-        status, output = run_main(*base, "trainer.max_steps=20000", *words)
+        status, output = run_main(*tiny("trainer.max_steps=1", word))
         line = next(line for line in output.splitlines() if line.startswith("error: "))
-        assert status == 1 and message in line, line
-        assert "Traceback" not in output
-
-
-# As the checkpoint of the fixture was trained.
-SAME = [
-    "data.prepare=null",
-    "data.resize.min_size=64",
-    "data.resize.max_size=64",
-    "backbone.width=16",
-]
+        assert status == 1 and message in line and "Traceback" not in output
 
 
 def test_an_items_number_is_a_part_of_its_key() -> None:

@@ -14,6 +14,7 @@ from torch.nn import BatchNorm2d
 from mrcnn_lightning.app.run import build_parts
 from mrcnn_lightning.training.optimizers import parameter_groups
 from mrcnn_lightning.training.task import DetectionTask
+from mrcnn_lightning.user_error import UserError
 from tests.conftest import build_model, compose, make_batch
 from tests.training.recorder import Recorder
 
@@ -236,3 +237,22 @@ def test_overfitting_repeats_the_same_batches(
     batches = [json.loads(line) for line in (tmp_path / "batches0").read_text().splitlines()]
     assert len(batches) == 12 and len({str(batch) for batch in batches}) == 4
     assert batches == batches[:4] * 3
+
+
+@pytest.mark.parametrize("other", ["optimizer=sgd", "backbone.trainable_stages=3"])
+def test_a_resume_with_another_optimizer_or_other_layers_is_refused(
+    tiny: Callable[..., list[str]], other: str
+) -> None:
+    states = []
+    for words in ([], [other]):
+        task, _, _ = build(tiny(*words))
+        states.append([task.make_optimizer(task._parameter_groups()).state_dict()])
+    task._require_same_optimizer(states[1])
+    with pytest.raises(UserError, match="another optimizer, or with other layers trained: give"):
+        task._require_same_optimizer(states[0])
+
+
+def test_what_torch_refuses_names_the_group(tiny: Callable[..., list[str]]) -> None:
+    task, data, trainer = build(tiny("trainer.max_steps=1", "optimizer.betas=[2,2]"))
+    with pytest.raises(UserError, match="optimizer: Invalid beta parameter"):
+        trainer.fit(task, datamodule=data)
