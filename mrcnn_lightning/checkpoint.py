@@ -30,7 +30,7 @@ _PART_MODULES = (
     "mrcnn_lightning.models.backbones.classifiers",
     "mrcnn_lightning.models.backbones.pixels",
     "mrcnn_lightning.models.backbones.resnets",
-    "mrcnn_lightning.models.backbones.timm_networks",
+    "mrcnn_lightning.models.backbones.timm_backbone",
     "mrcnn_lightning.models.box_losses",
     "mrcnn_lightning.models.detector",
     "mrcnn_lightning.models.heads.box_head",

@@ -1,5 +1,7 @@
 import copy
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from mrcnn_lightning.app.cli import app
-from mrcnn_lightning.checkpoint import load_checkpoint, require_own_parts
+from mrcnn_lightning.app.run import CONF
+from mrcnn_lightning.checkpoint import _PART_MODULES, load_checkpoint, require_own_parts
 from mrcnn_lightning.data.sizing import PadToMultiple, shorter_side
 from mrcnn_lightning.weights.load import load_detector
 
@@ -32,6 +35,9 @@ def test_a_checkpoint_is_all_it_takes(checkpoint: Path) -> None:
         "mrcnn_lightning.models.backbones.classifiers.torchvision.models.resnet18",
         "mrcnn_lightning.models.backbones.classifiers.norm_layer",
         "mrcnn_lightning.models.backbones.resnets._stage",
+        "mrcnn_lightning.models.backbones.timm_networks.made",
+        "mrcnn_lightning.models.backbones.timm_networks.timm_chain",
+        "mrcnn_lightning.models.backbones.timm_backbone.timm_chain",
         "mrcnn_lightning.weights.load.read_file",
         "mrcnn_lightning.app.run.main",
         "mrcnn_lightning.data.shapes.generate_shapes",
@@ -50,6 +56,15 @@ def test_other_targets_are_refused(checkpoint: Path, tmp_path: Path, target: str
     torch.save(content, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match="is no part of this project, and is not run"):
         load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_no_function_can_be_named_that_no_configuration_names() -> None:
+    """Helpers in a module of parts could do more than make a part: fetch a file, say."""
+    conf = "\n".join(file.read_text() for file in CONF.rglob("*.yaml"))
+    for module in _PART_MODULES:
+        for name, function in inspect.getmembers(import_module(module), inspect.isfunction):
+            if function.__module__ == module and not name.startswith("_"):
+                assert f"_target_: {module}.{name}\n" in conf, f"{module}.{name}"
 
 
 def test_weights_that_are_not_finite_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -199,7 +214,7 @@ def test_timms_names_in_a_checkpoint_are_plain(
     asked: list[Any] = []
     monkeypatch.setattr(timm, "create_model", lambda *given, **_: asked.append(given))
     backbone = {
-        "_target_": "mrcnn_lightning.models.backbones.timm_networks.timm",
+        "_target_": "mrcnn_lightning.models.backbones.timm_backbone.timm",
         "name": name,
         "out_indices": [1, 2, 3, 4],
         "trainable_stages": 3,

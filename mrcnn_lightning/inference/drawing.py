@@ -5,7 +5,9 @@ N objects of one image.
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -17,8 +19,8 @@ from mrcnn_lightning.results.image_detections import ImageDetections
 from mrcnn_lightning.results.pasting import Crop
 from mrcnn_lightning.results.rle import decode_crops
 
-# Smaller images are enlarged until their longer side has so many pixels: names need room.
-MIN_SIDE = 512
+# Smaller images are enlarged until their longer side has so many pixels at least: names need room.
+LONGER_SIDE = 512
 _GOLDEN_RATIO = 0.618034
 _Rectangle = tuple[float, float, float, float]
 
@@ -85,7 +87,7 @@ def draw_objects(
             if is_seen:
                 _blend(pixels, crop, color)
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    scale = max(1, -(-MIN_SIDE // max(picture.size)))
+    scale = max(1, -(-LONGER_SIDE // max(picture.size)))
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale))
     values = [""] * len(seen) if scores is None else [f" {value:.2f}" for value in scores.tolist()]
@@ -117,7 +119,7 @@ def _write(
     taken: list[_Rectangle],
 ) -> None:
     """Write a name at its box, where it covers no other name if there is such a place."""
-    font = ImageFont.load_default(size=14)
+    font = _font()
     left, top, right, bottom = canvas.textbbox((0, 0), name, font=font)
     width, height = right - left + 4, bottom - top + 4
     places = [(box[0], box[1] - height), (box[0], box[1]), (box[0], box[3])]
@@ -130,6 +132,11 @@ def _write(
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
     canvas.text((spot[0] + 2 - left, spot[1] + 2 - top), name, fill=ink, font=font)
+
+
+@cache
+def _font() -> Any:
+    return ImageFont.load_default(size=14)
 
 
 def _inside(x: float, y: float, width: float, height: float, size: tuple[int, int]) -> _Rectangle:

@@ -80,13 +80,3 @@ def _enlarged(boxes: Tensor, cells: int) -> npt.NDArray[np.int64]:
     half_sides = half_sides * ((cells + 2) / cells)
     enlarged = torch.cat([centers - half_sides, centers + half_sides], dim=1)
     return enlarged.to(torch.int64).numpy()
-
-
-def paste_masks(
-    masks: Tensor, boxes: Tensor, size: tuple[int, int], crops: Crops = resized_crops
-) -> Tensor:
-    """Masks (N, m, m) pasted at their boxes (N, 4) into whole images: (N, H, W) bool."""
-    canvas = np.zeros((len(masks), *size), dtype=np.bool_)
-    for image, (crop, top, left) in zip(canvas, crops(masks, boxes, size), strict=True):
-        image[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    return torch.from_numpy(canvas)

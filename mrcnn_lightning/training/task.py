@@ -101,6 +101,8 @@ class DetectionTask(lightning.LightningModule):
         """Refuse to go on with another optimizer, or with other layers that are trained."""
         own = self._parameter_groups()
         saved = [group for state in states for group in state["param_groups"]]
+        if not saved:
+            raise UserError("ckpt_path holds weights alone: start a new training with weights=FILE")
         sizes = [[len(group["params"]) for group in groups] for groups in (own, saved)]
         one = built(self.make_optimizer, "optimizer", [torch.zeros(1, requires_grad=True)])
         kinds = [_KINDS_OF_OPTIMIZERS & set(options) for options in (one.defaults, saved[0])]
@@ -268,7 +270,7 @@ class DetectionTask(lightning.LightningModule):
             )
         require_finite(checkpoint["state_dict"], "ckpt_path")
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._require_same_optimizer(checkpoint["optimizer_states"])
+            self._require_same_optimizer(checkpoint.get("optimizer_states", []))
         self.owes_evaluation = checkpoint.get(_OWES, False)
         for logger in self.trainer.loggers:
             if (
@@ -277,7 +279,7 @@ class DetectionTask(lightning.LightningModule):
             ):
                 step = checkpoint["global_step"]
                 logger.go_on_after(step, evaluates_again=self.owes_evaluation)
-        for state in checkpoint["optimizer_states"]:
+        for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:  # would undo what this run's optimizer is
                 group |= fused_option(self.make_optimizer, self.trainer)
 

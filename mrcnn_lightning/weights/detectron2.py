@@ -38,6 +38,7 @@ BACKBONE: list[Rule] = [
     (r"(?:stem\.)?fc\.(weight|bias)|linear\.(weight|bias)", None),  # ImageNet's classes
 ]
 
+# Where the heads' convolutions are.
 _BOX_CONVS, _MASK_CONVS = "box_head.branch.trunk.convs", "mask_head.trunk.convs"
 DETECTOR: list[Rule] = [
     *BACKBONE,
@@ -50,23 +51,14 @@ DETECTOR: list[Rule] = [
     (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", r"rpn.objectness.\1"),
     (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", r"rpn.deltas.\1"),
     (r"roi_heads\.box_head\.(fc\d\.\w+)", r"box_head.branch.trunk.\1"),
-    (
-        r"roi_heads\.box_head\.conv(\d)\.(weight|bias)",
-        numbered_conv(_BOX_CONVS, 0),
-    ),
-    (
-        r"roi_heads\.box_head\.conv(\d)\.norm\.(\w+)",
-        numbered_conv(_BOX_CONVS, 1),
-    ),
+    (r"roi_heads\.box_head\.conv(\d)\.(weight|bias)", numbered_conv(_BOX_CONVS, 0)),
+    (r"roi_heads\.box_head\.conv(\d)\.norm\.(\w+)", numbered_conv(_BOX_CONVS, 1)),
     (r"roi_heads\.box_head\.(\d)\.(fc\d\.\w+)", r"box_head.branches.\1.trunk.\2"),
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box_head.branch.classifier.\1"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"box_head.branch.deltas.\1"),
     (r"roi_heads\.box_predictor\.(\d)\.cls_score\.(\w+)", r"box_head.branches.\1.classifier.\2"),
     (r"roi_heads\.box_predictor\.(\d)\.bbox_pred\.(\w+)", r"box_head.branches.\1.deltas.\2"),
-    (
-        r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)",
-        numbered_conv(_MASK_CONVS, 0),
-    ),
+    (r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)", numbered_conv(_MASK_CONVS, 0)),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.(\w+)", numbered_conv(_MASK_CONVS, 1)),
     (r"roi_heads\.mask_head\.deconv\.(\w+)", r"mask_head.deconv.\1"),
     (r"roi_heads\.mask_head\.predictor\.(\w+)", r"mask_head.classifier.\1"),

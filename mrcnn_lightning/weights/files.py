@@ -100,15 +100,11 @@ def published_entry(weights: str, architecture: str) -> WeightsEnum | None:
         known = torchvision.models.get_model_weights(architecture)
     except ValueError:  # a network of our own
         return None
+    name = weights.removeprefix(f"{known.__name__}.")
+    if name in known.__members__:  # DEFAULT, which is another's second name, too
+        return known[name]
     file = weights.partition("#")[0].rpartition("/")[2]
-    return next(
-        (
-            entry
-            for entry in known
-            if weights in (entry.name, repr(entry)) or file == entry.url.rpartition("/")[2]
-        ),
-        None,
-    )
+    return next((entry for entry in known if file == entry.url.rpartition("/")[2]), None)
 
 
 def _published(entry: WeightsEnum, key: str, weights: str) -> dict[str, Tensor]:

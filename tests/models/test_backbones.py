@@ -11,7 +11,7 @@ from mrcnn_lightning.models.backbones.backbone import Backbone
 from mrcnn_lightning.models.backbones.classifiers import torchvision_features
 from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.backbones.resnets import resnet
-from mrcnn_lightning.models.backbones.timm_networks import timm as timm_network
+from mrcnn_lightning.models.backbones.timm_backbone import timm as timm_network
 from mrcnn_lightning.weights.load import load_backbone
 
 PIXELS = Pixels(channel_order="RGB", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -390,6 +390,8 @@ def test_files_want_the_pixels_that_their_names_tell(
     for wrong in (odd, bgr):
         with pytest.raises(ValueError, match=r"ResNet18_Weights.IMAGENET1K_V1, .*=\[123.675, "):
             build(18, weights=str(published), pixels=wrong)
+    with pytest.raises(ValueError, match=r"ResNet18_Weights.IMAGENET1K_V1, .*=\[123.675, "):
+        build(18, weights="DEFAULT", pixels=bgr)
     with pytest.raises(ValueError, match=r"VGG16_Weights.IMAGENET1K_FEATURES, .*std=\[1.0, 1.0"):
         torchvision_backbone(
             name="vgg16",

@@ -19,12 +19,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.rpn.rpn import RPNOutput
-from mrcnn_lightning.results.pasting import paste_masks
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.weights import torchvision as torchvision_weights
 from mrcnn_lightning.weights.load import load_detector
 from mrcnn_lightning.weights.renaming import translate
 from tests.conftest import build_model, make_batch, published
+from tests.results.whole_masks import paste_masks
 
 NUM_CLASSES = 7
 SIZES = [(120, 160), (160, 102)]

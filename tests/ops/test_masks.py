@@ -2,9 +2,9 @@ import torch
 import torchvision
 
 from mrcnn_lightning.ops.masks import binary_mask_targets, cropped_mask_targets, mask_targets
-from mrcnn_lightning.results.pasting import paste_masks
 from tests.ops.test_boxes import random_boxes
 from tests.results.test_pasting import SIZE, predicted
+from tests.results.whole_masks import paste_masks
 
 
 def test_targets_of_full_size_masks_are_roi_aligns() -> None:

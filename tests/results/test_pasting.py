@@ -1,8 +1,9 @@
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from mrcnn_lightning.results.pasting import paste_masks, sampled_crops
+from mrcnn_lightning.results.pasting import sampled_crops
 from tests.ops.test_boxes import random_boxes
+from tests.results.whole_masks import paste_masks
 
 SIZE = (90, 110)
 

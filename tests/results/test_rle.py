@@ -3,9 +3,10 @@ import pycocotools.mask
 import pytest
 import torch
 
-from mrcnn_lightning.results.pasting import paste_masks, resized_crops
+from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.results.rle import decode_masks, encode_crop, encode_masks
 from tests.results.test_pasting import SIZE, predicted
+from tests.results.whole_masks import paste_masks
 
 
 def test_run_lengths_are_pycocotools_of_the_whole_canvas() -> None:

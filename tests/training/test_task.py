@@ -250,6 +250,8 @@ def test_a_resume_with_another_optimizer_or_other_layers_is_refused(
     task._require_same_optimizer(states[1])
     with pytest.raises(UserError, match="another optimizer, or with other layers trained: give"):
         task._require_same_optimizer(states[0])
+    with pytest.raises(UserError, match="holds weights alone: .* weights=FILE"):
+        task._require_same_optimizer([])
 
 
 def test_what_torch_refuses_names_the_group(tiny: Callable[..., list[str]]) -> None:
