@@ -13,6 +13,7 @@ KNOWN_WARNINGS = (
     "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own code, with torch 2.15
     "You are using a custom batch sampler `EvalBatchSampler`",  # it deals every image, as it should
     "The dirpath has changed from",  # a resumed run writes to a new folder
+    "Checkpoint directory",  # a run that goes on in its folder
     "You're resuming from a checkpoint that ended before the epoch ended",  # as it should
 )
 

@@ -2,14 +2,28 @@
 
 import json
 import logging
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from mrcnn_lightning.app.errors import sentence
 from mrcnn_lightning.app.ranks import own_rank
+from mrcnn_lightning.app.stopping import Stop, Stopped
 
 log = logging.getLogger(__name__)
 
 FILE = "run.json"
+CONFIG = "config.yaml"
 
 
 class Record:
@@ -27,10 +41,13 @@ class Record:
     def __init__(self, folder: str | Path) -> None:
         self.file = Path(folder, FILE)
         self.values: dict[str, Any] = read_record(folder) or {}
+        self._seconds_before = self.values.get("seconds", 0.0)
+        self._start = time.monotonic()
 
     def note(self, **values: Any) -> None:
         """Add values; a disk that is full is no reason to end a run."""
-        self.values |= values
+        seconds = self._seconds_before + time.monotonic() - self._start
+        self.values |= values | {"seconds": round(seconds, 1)}
         if own_rank() > 0:
             return
         part = self.file.with_name(f".{FILE}.part")
@@ -41,6 +58,32 @@ class Record:
             log.warning("%s cannot be written: %s", self.file, error)
 
 
+@contextmanager
+def recorded(cfg: DictConfig, stop: Stop) -> Iterator[Record]:
+    """Note a run's start and how it ends, and keep its configuration."""
+    record = Record(cfg.run_dir)
+    if own_rank() == 0:
+        OmegaConf.save(cfg, Path(cfg.run_dir, CONFIG), resolve=True)
+    record.note(
+        status="running",
+        error=None,
+        command=shlex.join(sys.argv),
+        host=socket.gethostname(),
+        started=record.values.get("started")
+        or datetime.now().astimezone().isoformat("T", "seconds"),
+    )
+    try:
+        yield record
+    except BaseException as error:
+        if isinstance(error, Stopped) or stop.is_saved:
+            record.note(status="stopped")
+        else:
+            record.note(status="failed", error=sentence(error))
+        raise
+    if record.values["status"] == "running":
+        record.note(status="finished")
+
+
 def read_record(folder: str | Path) -> dict[str, Any] | None:
     """What the run of a folder says of itself; None if it says nothing."""
     try:
@@ -48,3 +91,31 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return values
+
+
+class RecordsProgress(Callback):
+    """Notes how far a run is whenever it was evaluated.
+
+    Args:
+        record: of the run.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Note, unless this was only the check before training."""
+        if not trainer.sanity_checking and "ap" in pl_module.results:
+            self._note(trainer, pl_module.results["ap"])
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Note."""
+        self._note(trainer, pl_module.results["ap"])
+
+    def _note(self, trainer: Trainer, ap: float) -> None:
+        best = max(ap, self.record.values.get("best_ap") or 0.0)
+        self.record.note(ap=ap, best_ap=best, steps=trainer.global_step)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: Any) -> None:
+        """Note the step that a resumed run would start from."""
+        self.record.note(steps=trainer.global_step)

@@ -10,6 +10,7 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import (
+    Callback,
     Checkpoint,
     LambdaCallback,
     LearningRateMonitor,
@@ -24,6 +25,8 @@ from mrcnn_lightning.app.errors import ERROR_FILE, composed, in_one_sentence
 from mrcnn_lightning.app.log import kept_in_log
 from mrcnn_lightning.app.phases import run_phases, save_last
 from mrcnn_lightning.app.ranks import watch
+from mrcnn_lightning.app.record import CONFIG, Record, RecordsProgress, recorded
+from mrcnn_lightning.app.resume import go_on
 from mrcnn_lightning.app.run_folder import release
 from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
 from mrcnn_lightning.app.values import check_values, unknown_metric
@@ -59,10 +62,18 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     _require_checkpoint(cfg.ckpt_path)
     if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
         raise UserError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
-    return run_phases(cfg, partial(_run, stop))
+    if cfg.resume is not None:
+        outcome = go_on(cfg)
+        if outcome is not None:
+            return outcome.ap
+        stop.requeues = True
+    with recorded(cfg, stop) as record:
+        return run_phases(cfg, partial(_run, stop, record))
 
 
-def _run(stop: Stop, cfg: DictConfig, phase: int | None) -> tuple[float | None, str | None]:
+def _run(
+    stop: Stop, record: Record, cfg: DictConfig, phase: int | None
+) -> tuple[float | None, str | None]:
     """One fit or evaluation: AP, and the last checkpoint of a phase."""
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     data, task = build_parts(cfg, phase)
@@ -71,12 +82,12 @@ def _run(stop: Stop, cfg: DictConfig, phase: int | None) -> tuple[float | None, 
         if cfg.stage == "fit" and cfg.weights is None:
             _warn_of_noise(task.model)
     end = SaveAndStop(stop, run_dir=cfg.run_dir)
-    trainer = _trainer(cfg, end)
+    trainer = _trainer(cfg, [end, RecordsProgress(record)])
     watch(trainer, Path(cfg.run_dir if phase is None else Path(cfg.run_dir).parent, ERROR_FILE))
     _announce_nodes(trainer)
     if trainer.is_global_zero:
         resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-        OmegaConf.save(cfg, Path(cfg.run_dir, "config.yaml"), resolve=True)
+        OmegaConf.save(cfg, Path(cfg.run_dir, CONFIG), resolve=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(resolved)
     options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
@@ -84,7 +95,7 @@ def _run(stop: Stop, cfg: DictConfig, phase: int | None) -> tuple[float | None, 
         trainer.fit(task, **options)
         if task.scored_at != trainer.global_step and trainer.limit_val_batches:
             trainer.validate(task, datamodule=data, verbose=False)
-        _say_what_is_best(trainer)
+        _say_what_is_best(trainer, record)
     elif cfg.stage == "predict":
         trainer.predict(task, return_predictions=False, **options)
     else:
@@ -123,12 +134,13 @@ def build_parts(cfg: DictConfig, phase: int | None) -> tuple[COCODataModule, Det
 
 
 @rank_zero_only
-def _say_what_is_best(trainer: lightning.Trainer) -> None:
+def _say_what_is_best(trainer: lightning.Trainer, record: Record) -> None:
     """Where the best checkpoint lies, which is what prediction wants."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
             score, path = float(callback.best_model_score), callback.best_model_path
             log.info("best %s %.3f: mrcnn predict %s PHOTOS", callback.monitor, score, path)
+            record.note(best_checkpoint=path)
 
 
 def _warn_of_noise(model: Detector) -> None:
@@ -179,9 +191,9 @@ def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: Detection
             raise UserError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
 
 
-def _trainer(cfg: DictConfig, end: SaveAndStop) -> lightning.Trainer:
+def _trainer(cfg: DictConfig, always: list[Callback]) -> lightning.Trainer:
     """The trainer, with the callbacks of the configuration and none of Lightning's own."""
-    callbacks = [end, *(_build(callback) for callback in cfg.callbacks.values() if callback)]
+    callbacks = [*always, *(_build(callback) for callback in cfg.callbacks.values() if callback)]
     if not cfg.logger:  # it refuses to have nothing to write to
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
@@ -198,6 +210,7 @@ def _trainer(cfg: DictConfig, end: SaveAndStop) -> lightning.Trainer:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _main(cfg: DictConfig) -> float | None:
+    cfg.run_dir = HydraConfig.get().runtime.output_dir  # where several processes have agreed on it
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     one_sentence = in_one_sentence(cfg.run_dir, in_sweep=in_sweep)
     with kept_in_log(), one_sentence, stops_when_told(in_sweep=in_sweep) as stop:

@@ -24,6 +24,8 @@ try:
 except ImportError:  # Windows: folders are the runs' own, but nobody is kept out of a named one
     fcntl = None  # type: ignore[assignment]
 
+_KEYS = {"run": "run_dir", "sweep": "hydra.sweep.dir"}
+_HYDRAS_OWN = "${hydra:runtime.output_dir}"
 _WAIT = timedelta(minutes=30)  # as long as torch waits for all processes
 _held: list[TextIO] = []
 _stores: list[TCPStore] = []  # rank 0 serves it as long as the run lives
@@ -33,17 +35,20 @@ class RunFolder(Callback):
     """Settles the folder before Hydra makes it.
 
     One that is named by the time is made exclusively, `_2`, `_3`, ... where another run has it. One
-    that the user named may be there, for a run that goes on; only one run at a time may use it.
+    that the user named (`run_dir`) may be there, for a run that goes on; only one run at a time may
+    use it. A SLURM job that goes on by itself has a folder with its number, which it keeps when it
+    is put into the queue again.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Settle the folder of a run."""
-        with _or_exit("hydra.run.dir"):
+        with _or_exit("run_dir"):
             place = _meeting_place(config)
             if place is None and own_rank() > 0:  # Lightning's launcher told it
                 return
             folder = ""
             if place is None or place[0] == 0:
+                _name(config)
                 folder = _make(config, "run")
                 Path(folder, ERROR_FILE).unlink(missing_ok=True)
             with read_write(config.hydra):
@@ -56,6 +61,15 @@ class RunFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Settle the folder of a sweep; those of its jobs are in it."""
         with _or_exit("hydra.sweep.dir"):
+            wanted = named_folder(config)
+            if wanted is not None:
+                with read_write(config.hydra):
+                    config.hydra.sweep.dir = wanted
+                    task: Any = config.hydra.overrides.task
+                    config.hydra.overrides.task = [
+                        each for each in task if not each.startswith("run_dir=")
+                    ]
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{wanted}'")
             folder = _make(config, "sweep")
             if folder != config.hydra.sweep.dir:
                 with read_write(config.hydra):  # each job's configuration is composed anew
@@ -86,6 +100,39 @@ def _or_exit(key: str) -> Iterator[None]:
         sys.exit(1)
 
 
+def named_folder(config: DictConfig) -> str | None:
+    """What a user said for `run_dir`, if anything."""
+    written: Any = OmegaConf.to_container(config, resolve=False)
+    return None if written["run_dir"] == _HYDRAS_OWN else str(config.run_dir)
+
+
+def _name(config: DictConfig) -> None:
+    """Let Hydra make the folder that `run_dir` names, or one that a requeued job finds again.
+
+    Raises:
+        UserError: the run is to go on by itself, but its folder would be another each time.
+    """
+    wanted = named_folder(config)
+    written: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
+    if wanted is None and config.resume == "auto" and "${now:" in written["dir"]:
+        job = slurm_job()
+        if job is None:
+            raise UserError(
+                "resume=auto goes on in the same folder, but this run's is named by the time: say "
+                "run_dir=DIR"
+            )
+        wanted = f"runs/{config.name}/slurm_{job}"
+    if wanted is not None:
+        with read_write(config.hydra):
+            config.hydra.run.dir = wanted
+
+
+def slurm_job() -> str | None:
+    """The number of the SLURM job that this process is of, as `scontrol` takes it."""
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
+    return job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
 def _make(config: DictConfig, mode: str) -> str:
     """Make the folder of a `run` or `sweep`, and hold it."""
     wanted = Path(config.hydra[mode].dir)
@@ -100,7 +147,7 @@ def _make(config: DictConfig, mode: str) -> str:
             if not is_new:
                 raise
             folder = wanted.with_name(f"{wanted.name}_{number}")
-    _hold(folder, f"hydra.{mode}.dir")
+    _hold(folder, _KEYS[mode])
     return str(folder)
 
 

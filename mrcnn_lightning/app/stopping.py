@@ -1,9 +1,10 @@
-"""A run that is told to end, by Ctrl-C or SIGTERM, saves first and says how to go on."""
+"""A run that is told to end, by Ctrl-C, SIGTERM or SIGUSR1, saves first and says how to go on."""
 
 import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from torch.distributed import ProcessGroup, ReduceOp, all_reduce, new_group
 from mrcnn_lightning.app.errors import say
 from mrcnn_lightning.app.phases import save_last
 from mrcnn_lightning.app.ranks import own_rank
+from mrcnn_lightning.app.run_folder import slurm_job
 from mrcnn_lightning.structures import Batch
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if hasattr(signal, "SIGUSR1"):  # what SLURM sends some time before a job's end, if it is asked to
+    _NAMES[signal.SIGUSR1] = "SIGUSR1"
 
 
 class Stopped(BaseException):
@@ -37,6 +41,7 @@ class Stop:
         waits: whether the end waits for the next place where everything can be saved.
         is_saved: whether it was.
         checkpoint: what to go on from.
+        requeues: whether a SLURM job is put into the queue again, to go on there.
     """
 
     def __init__(self) -> None:
@@ -44,6 +49,7 @@ class Stop:
         self.waits = False
         self.is_saved = False
         self.checkpoint: str | None = None
+        self.requeues = False
         self._process = os.getpid()
         self._group: ProcessGroup | None = None
 
@@ -67,10 +73,11 @@ class Stop:
         os.write(2, b"\nstopping after this step; a second time ends at once\n")
 
     def listen(self) -> None:
-        """Take SIGTERM from Lightning, whose answer is a collective wherever a rank may be."""
+        """Take signals from Lightning, whose answer is a collective wherever a rank may be."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and self.signum is None:
-            signal.signal(signal.SIGTERM, self.receive)
+            for each in _NAMES.keys() - {signal.SIGINT}:
+                signal.signal(each, self.receive)
 
     def on_all_ranks(self, trainer: lightning.Trainer) -> bool:
         """Whether a rank was told; all ask at the same place. Only hosts wait, no device does."""
@@ -172,7 +179,7 @@ class SaveAndStop(Callback):
 
 @contextmanager
 def stops_when_told(*, in_sweep: bool) -> Iterator[Stop]:
-    """Answer Ctrl-C and SIGTERM: the run ends with a sentence and 128 plus the signal's number.
+    """Answer signals: the run ends with a sentence and 128 plus the signal's number.
 
     Signals that the process ignores, as under nohup, stay ignored.
 
@@ -204,10 +211,24 @@ def stops_when_told(*, in_sweep: bool) -> Iterator[Stop]:
 def _sentence(stop: Stop, *, in_sweep: bool) -> str:
     assert stop.signum is not None
     told = f"stopped by {_NAMES[signal.Signals(stop.signum)]}"
+    if stop.requeues and stop.signum != signal.SIGINT and (job := slurm_job()) is not None:
+        return f"{told}; {_requeue(job)}"
     saved = "everything is saved" if stop.is_saved else "there was nothing to save"
     again = "to go on" if stop.checkpoint else "to start again"
     command = command_line(stop.checkpoint, in_sweep=in_sweep)
     return f"{told}, {saved}; {again}: {command}"
+
+
+def _requeue(job: str) -> str:
+    """Put a SLURM job into the queue again, where it will find its folder."""
+    command = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"job {job} could not be requeued: {error}"
+    if done.returncode != 0:
+        return f"job {job} could not be requeued: {(done.stderr or done.stdout).strip()}"
+    return f"job {job} is requeued, and goes on by itself"
 
 
 def command_line(checkpoint: str | None, *, in_sweep: bool) -> str:

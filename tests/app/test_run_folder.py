@@ -23,10 +23,12 @@ def released() -> Iterator[None]:
     release()
 
 
-def compose_run(folder: str) -> DictConfig:
+def compose_run(folder: str, *more: str) -> DictConfig:
     """A run's configuration, Hydra's own included."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [f"hydra.run.dir='{folder}'"], return_hydra_config=True)
+        return hydra.compose(
+            "train", [f"hydra.run.dir='{folder}'", *more], return_hydra_config=True
+        )
 
 
 def test_runs_that_start_at_the_same_time_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_named_folder_is_kept_until_its_run_dies(
     with pytest.raises(SystemExit):
         RunFolder().on_run_start(cfg)
     assert (
-        f"error: hydra.run.dir={tmp_path}/run is in use by another run (process {other} on "
+        f"error: run_dir={tmp_path}/run is in use by another run (process {other} on "
         in capsys.readouterr().err
     )
     assert (tmp_path / "run" / "error.txt").is_file()
@@ -80,4 +82,26 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
             RunFolder().on_run_start(compose_run(f"{tmp_path}/{folder}"))
         text = capsys.readouterr().err
         assert text.startswith("error: the run's folder cannot be made: ")
-        assert text.endswith("say another with hydra.run.dir=DIR\n")
+        assert text.endswith("say another with run_dir=DIR\n")
+
+
+def test_a_run_that_goes_on_by_itself_needs_a_folder_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_time = f"{tmp_path}/${{now:%f}}"
+    with pytest.raises(SystemExit):
+        RunFolder().on_run_start(compose_run(by_time, "resume=auto"))
+    assert "error: resume=auto goes on in the same folder" in capsys.readouterr().err
+    cfg = compose_run(by_time, "resume=auto", f"run_dir={tmp_path}/mine")
+    RunFolder().on_run_start(cfg)
+    assert cfg.hydra.run.dir == f"{tmp_path}/mine"
+    # A SLURM job, also one of an array, has a number that it keeps.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for array, folder in ((None, "slurm_77"), ("70", "slurm_70_3")):
+        if array is not None:
+            monkeypatch.setenv("SLURM_ARRAY_JOB_ID", array)
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        cfg = compose_run(by_time, "resume=auto")
+        RunFolder().on_run_start(cfg)
+        assert cfg.hydra.run.dir == f"runs/mask_rcnn/{folder}"

@@ -1,0 +1,77 @@
+"""`resume=auto`: the same command starts a run, goes on with it, or gives back its result."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from mrcnn_lightning.app.record import CONFIG, read_record
+from mrcnn_lightning.user_error import UserError
+
+log = logging.getLogger(__name__)
+
+# Keys that say where and how a run goes on, not what it trains.
+_HOW = ("ckpt_path", "resume", "run_dir")
+
+
+class Outcome(NamedTuple):
+    """What a run that ended well came to."""
+
+    ap: float | None
+
+
+def go_on(cfg: DictConfig) -> Outcome | None:
+    """Set `ckpt_path` to the last checkpoint of the run's folder, if it has one.
+
+    Args:
+        cfg: of the run, with `resume`.
+
+    Returns:
+        The run's outcome, if it ended as it was configured now; there is nothing left to do then.
+
+    Raises:
+        UserError: `resume` is neither null nor auto, or there is nothing to train.
+    """
+    if cfg.resume != "auto":
+        raise UserError(f"resume={cfg.resume} is neither null nor auto; a file is ckpt_path=FILE")
+    if cfg.stage != "fit":
+        raise UserError(f"resume=auto goes on with a training, stage={cfg.stage} is none")
+    record = read_record(cfg.run_dir) or {}
+    if record.get("status") in ("finished", "pruned") and _is_same(cfg):
+        log.info("%s is %s: AP %s", cfg.run_dir, record["status"], record.get("ap"))
+        return Outcome(record.get("ap"))
+    last = _last_checkpoint(Path(cfg.run_dir))
+    if last is not None:
+        log.info("going on from %s", last)
+        cfg.ckpt_path = str(last)
+    return None
+
+
+def _is_same(cfg: DictConfig) -> bool:
+    """Whether the run in the folder had this configuration."""
+    try:
+        before: Any = OmegaConf.to_container(OmegaConf.load(Path(cfg.run_dir, CONFIG)))
+    except (OSError, ValueError):
+        return False
+    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    return bool(_trained(now) == _trained(before))
+
+
+def _trained(config: Any) -> Any:
+    """A configuration without what says how to go on, also where other keys refer to it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _trained(value) for key, value in config.items() if key not in _HOW}
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """That of the last phase that wrote one, or of a run without phases."""
+    files = [folder / "checkpoints" / "last.ckpt", *folder.glob("phase_*/checkpoints/last.ckpt")]
+    return max((file for file in files if file.is_file()), key=_phase, default=None)
+
+
+def _phase(checkpoint: Path) -> int:
+    number = re.fullmatch(r"phase_(\d+)", checkpoint.parent.parent.name)
+    return int(number[1]) if number else 0
