@@ -15,6 +15,7 @@ from rich.progress import track
 from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.replay import replay_arguments
 from mrcnn_lightning.app.summary import render, summarize
 from mrcnn_lightning.app.values import check_values
 from mrcnn_lightning.checkpoint import Description, Rebuilt, load_checkpoint
@@ -119,6 +120,19 @@ def info(
     except (*USER_ERRORS, HydraException) as error:
         raise _fail(sentence(error)) from error
     Console(highlight=False).print(*render(summary), sep="\n")
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="The replay.json of a run that diverged.")],
+) -> None:
+    """Run the step again in which a training diverged, and name the module where it began."""
+    try:
+        arguments = replay_arguments(file)
+    except UserError as error:
+        raise _fail(error) from error
+    sys.argv = [str(Path(run.__file__)), *arguments]
+    run.main()
 
 
 @app.command()

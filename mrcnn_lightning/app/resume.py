@@ -42,7 +42,7 @@ def go_on(cfg: DictConfig) -> Outcome | None:
     if record.get("status") in ("finished", "pruned") and _is_same(cfg):
         log.info("%s is %s: AP %s", cfg.run_dir, record["status"], record.get("ap"))
         return Outcome(record.get("ap"))
-    last = _last_checkpoint(Path(cfg.run_dir))
+    last = last_checkpoint(Path(cfg.run_dir))
     if last is not None:
         log.info("going on from %s", last)
         cfg.ckpt_path = str(last)
@@ -66,8 +66,8 @@ def _trained(config: Any) -> Any:
     return {key: _trained(value) for key, value in config.items() if key not in _HOW}
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """That of the last phase that wrote one, or of a run without phases."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """Of a run's folder: that of the last phase that wrote one, or of a run without phases."""
     files = [folder / "checkpoints" / "last.ckpt", *folder.glob("phase_*/checkpoints/last.ckpt")]
     return max((file for file in files if file.is_file()), key=_phase, default=None)
 

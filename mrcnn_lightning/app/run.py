@@ -26,6 +26,7 @@ from mrcnn_lightning.app.log import kept_in_log
 from mrcnn_lightning.app.phases import run_phases, save_last
 from mrcnn_lightning.app.ranks import watch
 from mrcnn_lightning.app.record import CONFIG, Record, RecordsProgress, recorded
+from mrcnn_lightning.app.replay import kept_for_replay, prepare_replay
 from mrcnn_lightning.app.resume import go_on
 from mrcnn_lightning.app.run_folder import release
 from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
@@ -67,7 +68,9 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
         if outcome is not None:
             return outcome.ap
         stop.requeues = True
-    with recorded(cfg, stop) as record:
+    if cfg.replay is not None:
+        prepare_replay(cfg)
+    with recorded(cfg, stop) as record, kept_for_replay(cfg):
         return run_phases(cfg, partial(_run, stop, record))
 
 

@@ -237,7 +237,11 @@ def command_line(checkpoint: str | None, *, in_sweep: bool) -> str:
     overrides = list(HydraConfig.get().overrides.task) if in_sweep else sys.argv[1:]
     if checkpoint is not None:
         overrides = [each for each in overrides if not re.match(r"\+*ckpt_path=", each)]
-        quoted = re.sub(r"(\\*)'", r"\1\1\\'", checkpoint)
-        is_plain = re.fullmatch(r"[\w/.\-]+", checkpoint)
-        overrides.append(f"ckpt_path={checkpoint}" if is_plain else f"ckpt_path='{quoted}'")
+        overrides.append(override("ckpt_path", checkpoint))
     return shlex.join([*program, *overrides])
+
+
+def override(key: str, value: str) -> str:
+    """What Hydra reads as that value, whatever letters are in it."""
+    quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return f"{key}={value}" if re.fullmatch(r"[\w/.\-]+", value) else f"{key}='{quoted}'"

@@ -151,15 +151,16 @@ class DetectionTask(lightning.LightningModule):
         """The sum of the losses.
 
         Raises:
-            UserError: it is no longer finite.
+            UserError: those of an earlier step were not finite.
         """
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._refuse_diverged_losses()
         self._seed_layers()
         losses = self.model.loss(batch)
         total = torch.stack(list(losses.values())).sum()
-        self._divergence = self._divergence or Divergence(losses)
-        self._divergence.note(losses, self.global_step)
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._divergence.check(self.all_gather)
+        images = torch.stack([batch.image_ids, batch.seeds])  # (2, B)
+        self._divergence = self._divergence or Divergence(losses, images)
+        self._divergence.note(losses, images, self.global_step)
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
         self.log_dict(
             {f"train/{name}": value for name, value in losses.items()},
@@ -167,6 +168,14 @@ class DetectionTask(lightning.LightningModule):
             batch_size=len(batch),
         )
         return total
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the losses of the last steps."""
+        self._refuse_diverged_losses()
+
+    def _refuse_diverged_losses(self) -> None:
+        if self._divergence is not None:
+            self._divergence.check(self.all_gather)
 
     def _seed_layers(self) -> None:
         """Let layers draw the same after a resume, and other numbers on each rank."""
@@ -242,8 +251,7 @@ class DetectionTask(lightning.LightningModule):
         Raises:
             UserError: a loss, a weight or what the optimizer keeps is not finite.
         """
-        if self._divergence is not None:
-            self._divergence.check(self.all_gather)
+        self._refuse_diverged_losses()
         refuse_diverged(checkpoint, self.global_step)
         checkpoint[DESCRIPTION_KEY] = self.description.write()
         is_due = self.owes_evaluation or _evaluation_follows(self.trainer)

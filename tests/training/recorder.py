@@ -116,3 +116,31 @@ class FailsAlone(Callback):
         if trainer.global_rank == self.rank:
             raise UserError("one rank has had enough")
         time.sleep(200)
+
+
+class BreaksActivation(Callback):
+    """Makes one number of a module's output infinite, at one step on one rank.
+
+    Args:
+        module: its name in the task.
+        step: how many steps were trained before.
+        rank: which.
+    """
+
+    def __init__(self, *, module: str, step: int, rank: int) -> None:
+        self.module = module
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Break it."""
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+
+            def broken(module: Any, inputs: Any, output: Tensor) -> Tensor:
+                return output + torch.zeros_like(output).index_fill(
+                    0, torch.tensor([0], device=output.device), torch.inf
+                )
+
+            pl_module.get_submodule(self.module).register_forward_hook(broken)

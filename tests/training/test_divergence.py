@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
+from mrcnn_lightning.training.divergence import DivergedError, Divergence, refuse_diverged
 from tests.training.test_task import build
 
 
@@ -63,17 +63,25 @@ def test_the_step_where_it_began_and_its_losses() -> None:
     def losses(*values: float) -> dict[str, torch.Tensor]:
         return dict(zip(("first", "second"), torch.tensor(values), strict=True))
 
-    kept = Divergence(losses(1.0, 2.0))
+    def images(step: int) -> torch.Tensor:
+        return torch.tensor([[step, step + 1], [0, 0]])
+
+    kept = Divergence(losses(1.0, 2.0), images(0))
     for step, values in enumerate([(1.0, 2.0), (1.0, math.inf), (math.nan, math.nan), (1.0, 2.0)]):
-        kept.note(losses(*values), step)
-    with pytest.raises(ValueError, match="not finite at step 1: first 1, second inf; lower"):
+        kept.note(losses(*values), images(step), step)
+    with pytest.raises(
+        DivergedError, match="not finite at step 1: first 1, second inf; lower"
+    ) as first:
         kept.check(lambda own: own)
-    healthy = Divergence(losses(1.0, 2.0))
-    healthy.note(losses(1.0, 2.0), 0)
+    assert (first.value.step, first.value.rank, first.value.image_ids) == (1, 0, [1, 2])
+    healthy = Divergence(losses(1.0, 2.0), images(0))
+    healthy.note(losses(1.0, 2.0), images(0), 0)
     healthy.check(lambda own: own)
     # Another rank's may have been earlier.
-    with pytest.raises(ValueError, match="not finite at step 0: first nan, second 3"):
-        kept.check(lambda own: torch.stack([own, torch.tensor([0.0, math.nan, 3.0])]))
+    others = iter([torch.tensor([0.0, math.nan, 3.0]), torch.tensor([[7, 8], [9, 9]])])
+    with pytest.raises(DivergedError, match="not finite at step 0: first nan, second 3") as first:
+        kept.check(lambda own: torch.stack([own, next(others)]))
+    assert (first.value.rank, first.value.image_ids, first.value.seeds) == (1, [7, 8], [9, 9])
 
 
 def test_the_optimizers_state_is_looked_at_too() -> None:
