@@ -53,6 +53,7 @@ def our_dataset(images: Path, file: Path, cache: str) -> COCODataset:
         skip_empty=False,
         max_objects=None,
         boxes_from="file",
+        skip_damaged=False,
         seed=0,
     )
 

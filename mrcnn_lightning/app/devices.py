@@ -55,11 +55,16 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             f"trainer.precision={precision} would round boxes to whole pixels and more: say "
             f"trainer.precision={precision.removesuffix('true')}mixed"
         )
+    if settings.get("sync_batchnorm") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.sync_batchnorm=true needs GPUs, and this machine has none: leave it out"
+        )
     strategy = settings.get("strategy", "auto")
     if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
         raise UserError(
-            f"trainer.strategy={strategy} does not go with this model, which fits on one device: "
-            "say trainer.strategy=auto, which is DDP on several"
+            f"trainer.strategy={strategy} does not go with this model, which need not be split "
+            "over devices: say trainer.strategy=auto, which is DDP on several; where memory is "
+            "short, task.recompute_backbone=true or trainer.precision=bf16-mixed"
         )
 
 

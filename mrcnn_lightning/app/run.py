@@ -30,6 +30,8 @@ from mrcnn_lightning.app.replay import kept_for_replay, prepare_replay
 from mrcnn_lightning.app.resume import go_on
 from mrcnn_lightning.app.run_folder import release
 from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
+from mrcnn_lightning.app.tuning import STAGES as TUNING
+from mrcnn_lightning.app.tuning import prepare_tuning, tune
 from mrcnn_lightning.app.values import check_values, unknown_metric
 from mrcnn_lightning.checkpoint import Description
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
@@ -50,8 +52,9 @@ _build = partial(hydra.utils.instantiate, _convert_="all")
 
 def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     """Fit, validate, test or predict, as `cfg.stage` says; returns AP for sweepers."""
-    if cfg.stage not in SPLITS_OF_STAGE:
-        raise UserError(f"stage={cfg.stage} is not one of {', '.join(SPLITS_OF_STAGE)}")
+    stages = [*SPLITS_OF_STAGE, *TUNING]
+    if cfg.stage not in stages:
+        raise UserError(f"stage={cfg.stage} is not one of {', '.join(stages)}")
     check_values(cfg)
     check_trainer(cfg.trainer)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices, in_sweep=in_sweep)
@@ -61,7 +64,7 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     if not isinstance(cfg.show_score, int | float) or not 0 <= cfg.show_score <= 1:
         raise UserError(f"show_score={cfg.show_score} is no number between 0 and 1")
     _require_checkpoint(cfg.ckpt_path)
-    if cfg.stage != "fit" and cfg.ckpt_path is None and cfg.weights is None:
+    if cfg.stage not in ("fit", *TUNING) and cfg.ckpt_path is None and cfg.weights is None:
         raise UserError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
     if cfg.resume is not None:
         outcome = go_on(cfg)
@@ -70,6 +73,8 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
         stop.requeues = True
     if cfg.replay is not None:
         prepare_replay(cfg)
+    if cfg.stage in TUNING:
+        prepare_tuning(cfg)
     with recorded(cfg, stop) as record, kept_for_replay(cfg):
         return run_phases(cfg, partial(_run, stop, record))
 
@@ -101,6 +106,8 @@ def _run(
         _say_what_is_best(trainer, record)
     elif cfg.stage == "predict":
         trainer.predict(task, return_predictions=False, **options)
+    elif cfg.stage in TUNING:
+        tune(cfg, trainer, task, data)
     else:
         getattr(trainer, cfg.stage)(task, verbose=False, **options)
     for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
@@ -122,7 +129,7 @@ def build_parts(cfg: DictConfig, phase: int | None) -> tuple[COCODataModule, Det
         UserError: a value or a file is wrong.
     """
     data = _build(cfg.data, with_masks=cfg.model.mask_head is not None)
-    data.setup(cfg.stage)
+    data.setup("fit" if cfg.stage in TUNING else cfg.stage)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     description = Description(
         model=resolved["model"],
@@ -196,7 +203,8 @@ def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: Detection
 
 def _trainer(cfg: DictConfig, always: list[Callback]) -> lightning.Trainer:
     """The trainer, with the callbacks of the configuration and none of Lightning's own."""
-    callbacks = [*always, *(_build(callback) for callback in cfg.callbacks.values() if callback)]
+    callbacks = [_build(callback) for callback in cfg.callbacks.values() if callback]
+    callbacks += always  # after those that change what is saved
     if not cfg.logger:  # it refuses to have nothing to write to
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
@@ -54,6 +54,8 @@ class COCODataModule(lightning.LightningDataModule):
         skip_empty: whether training leaves out images without an object that is no crowd.
         max_objects: at most so many objects of an image in training, drawn at random; or None.
         boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `transform_objects`.
+        damaged_images: `stop` at an image that cannot be read, or `skip` it: the next one stands
+            in for it.
         num_workers: processes a device that load images.
         cache_dir: for packed annotations.
         with_masks: whether the model has a use for masks.
@@ -82,6 +84,7 @@ class COCODataModule(lightning.LightningDataModule):
         skip_empty: bool,
         max_objects: int | None,
         boxes_from: BoxSource,
+        damaged_images: Literal["stop", "skip"],
         num_workers: int,
         cache_dir: str,
         with_masks: bool,
@@ -98,10 +101,12 @@ class COCODataModule(lightning.LightningDataModule):
                 raise UserError(f"data.{key}={value} is less than 1")
         if not isinstance(seed, int):
             raise UserError(f"seed={seed} is no whole number")
-        if boxes_from not in get_args(BoxSource):
-            raise UserError(
-                f"data.boxes_from={boxes_from} is not one of {', '.join(get_args(BoxSource))}"
-            )
+        for key, choice, choices in (
+            ("boxes_from", boxes_from, get_args(BoxSource)),
+            ("damaged_images", damaged_images, ("stop", "skip")),
+        ):
+            if choice not in choices:
+                raise UserError(f"data.{key}={choice} is not one of {', '.join(choices)}")
         self.files = {
             "train": (train_images, train_json),
             "val": (val_images, val_json),
@@ -117,6 +122,7 @@ class COCODataModule(lightning.LightningDataModule):
         self.skip_empty = skip_empty
         self.max_objects = max_objects
         self.boxes_from = boxes_from
+        self.damaged_images = damaged_images
         self.num_workers = num_workers
         self.cache_dir = cache_dir
         self.with_masks = with_masks
@@ -288,6 +294,7 @@ class COCODataModule(lightning.LightningDataModule):
             skip_empty=in_training and self.skip_empty,
             max_objects=self.max_objects if in_training else None,
             boxes_from=self.boxes_from if in_training else "file",
+            skip_damaged=self.damaged_images == "skip",
             seed=self.seed,
         )
 

@@ -34,7 +34,12 @@ class COCODataset(Dataset[Sample]):
         skip_empty: whether images without an object that is no crowd are left out.
         max_objects: at most so many of an image's objects, drawn at random, or None for all.
         boxes_from: see `transform_objects`.
+        skip_damaged: whether an image that cannot be read gives way to the next one that can.
         seed: of the run.
+
+    Attributes:
+        is_damaged: (images of the set,) bool, those that could not be read so far, in any of the
+            processes that load images.
 
     Raises:
         UserError: `max_objects` leaves none.
@@ -50,6 +55,7 @@ class COCODataset(Dataset[Sample]):
         skip_empty: bool,
         max_objects: int | None,
         boxes_from: BoxSource,
+        skip_damaged: bool,
         seed: int,
     ) -> None:
         if max_objects is not None and max_objects < 1:
@@ -60,6 +66,8 @@ class COCODataset(Dataset[Sample]):
         self.mini_mask_size = None if annotations.without_mask else mini_mask_size
         self.max_objects = max_objects
         self.boxes_from = boxes_from
+        self.skip_damaged = skip_damaged
+        self.is_damaged = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
         self.seed = seed
         every = torch.arange(len(annotations))
         self._kept = every[annotations.num_trainable() > 0] if skip_empty else every
@@ -79,11 +87,11 @@ class COCODataset(Dataset[Sample]):
             UserError: the file cannot be read, is of another size than annotated, or a transform
                 fails with it.
         """
-        epoch, index = epoch_and_index[0], int(self._kept[epoch_and_index[1]])
+        epoch = epoch_and_index[0]
+        index, image = self._read(epoch_and_index[1])
         image_id = int(self.annotations.image_ids[index])
         height, width = self.annotations.image_sizes[index].tolist()
-        path = self.folder / self.annotations.file_name(index)
-        image = read_image(path, size=(height, width))
+        path = self.path(index)
         own_seed = image_seed(self.seed, epoch, image_id)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(own_seed)  # and no other device's
@@ -104,6 +112,27 @@ class COCODataset(Dataset[Sample]):
             if self.max_objects is not None:
                 targets = _thinned(targets, self.max_objects)
         return Sample(image, image_id, own_seed, (height, width), targets)
+
+    def path(self, index: int) -> Path:
+        """The file of an image of the set."""
+        return self.folder / self.annotations.file_name(index)
+
+    def _read(self, number: int) -> tuple[int, Tensor]:
+        """The place in the set and the pixels of an image, or of the next one that can be read.
+
+        Raises:
+            UserError: it cannot be read and none may stand in for it, or none can be read.
+        """
+        for step in range(len(self)):
+            index = int(self._kept[(number + step) % len(self)])
+            height, width = self.annotations.image_sizes[index].tolist()
+            try:
+                return index, read_image(self.path(index), size=(height, width))
+            except UserError:
+                if not self.skip_damaged:
+                    raise
+                self.is_damaged[index] = True
+        raise UserError(f"none of the {len(self)} images in {self.folder} can be read")
 
 
 def _thinned(targets: ImageTargets, most: int) -> ImageTargets:

@@ -99,7 +99,7 @@ def refuse_diverged(checkpoint: Mapping[str, Any], step: int) -> None:
     Raises:
         DivergedError: a weight or what the optimizer keeps is not finite.
     """
-    for key in ("state_dict", "optimizer_states"):
+    for key in ("state_dict", "current_model_state", "optimizer_states"):  # the second beside EMA
         for name, tensor in _tensors(checkpoint.get(key, {}), key):
             if not torch.isfinite(tensor).all():
                 raise DivergedError(

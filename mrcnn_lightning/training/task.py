@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn import SyncBatchNorm
 from torch.optim import Optimizer
 
 from mrcnn_lightning.checkpoint import Description
@@ -43,7 +44,12 @@ class DetectionTask(lightning.LightningModule):
         backbone_lr_factor: the backbone's part of the learning rate.
         val_losses: whether losses are computed in validation too.
         compiled: whether `torch.compile` makes the model's kernels.
+        recompute_backbone: whether the backbone's activations are computed again in the backward
+            pass, which saves memory and costs time.
         seed: of what layers draw in training, such as stochastic depth.
+
+    Attributes:
+        refuses_divergence: whether training ends when losses are not finite.
     """
 
     def __init__(
@@ -57,13 +63,20 @@ class DetectionTask(lightning.LightningModule):
         backbone_lr_factor: float,
         val_losses: bool,
         compiled: bool,
+        recompute_backbone: bool,
         seed: int,
     ) -> None:
         super().__init__()
+        if compiled and recompute_backbone:
+            raise UserError(
+                "task.compiled=true goes without task.recompute_backbone: the compiler decides by "
+                "itself what it computes again"
+            )
         self.description = description
         self.model: Detector = built(model, "model", class_names=description.class_names)
         if compiled:
             self.model.compile_parts()
+        self.model.backbone.recomputes = recompute_backbone
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.decay_biases = decay_biases
@@ -74,10 +87,18 @@ class DetectionTask(lightning.LightningModule):
         self.results: dict[str, float] = {}  # of the last evaluation
         self.scored_at: int | None = None  # after how many steps that was
         self.owes_evaluation = False  # the run that this one goes on with ended within one
+        self.refuses_divergence = True
         self._divergence: Divergence | None = None
 
     def setup(self, stage: str) -> None:
-        """Make the metric of the split that this stage evaluates."""
+        """Make the metric of the split that this stage evaluates.
+
+        Raises:
+            UserError: statistics are to be those of all processes, which only GPUs can do.
+        """
+        is_synced = any(isinstance(module, SyncBatchNorm) for module in self.model.modules())
+        if is_synced and self.trainer.world_size > 1 and not _is_on_gpu(self.trainer):
+            raise UserError("norm=sync_bn on several processes needs GPUs: say norm=bn on a CPU")
         data: COCODataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         split = SPLITS_OF_STAGE[stage][-1]
         self.metric = COCOMetric(
@@ -158,9 +179,10 @@ class DetectionTask(lightning.LightningModule):
         self._seed_layers()
         losses = self.model.loss(batch)
         total = torch.stack(list(losses.values())).sum()
-        images = torch.stack([batch.image_ids, batch.seeds])  # (2, B)
-        self._divergence = self._divergence or Divergence(losses, images)
-        self._divergence.note(losses, images, self.global_step)
+        if self.refuses_divergence:
+            images = torch.stack([batch.image_ids, batch.seeds])  # (2, B)
+            self._divergence = self._divergence or Divergence(losses, images)
+            self._divergence.note(losses, images, self.global_step)
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
         self.log_dict(
             {f"train/{name}": value for name, value in losses.items()},
@@ -290,6 +312,10 @@ class DetectionTask(lightning.LightningModule):
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:  # would undo what this run's optimizer is
                 group |= fused_option(self.make_optimizer, self.trainer)
+
+
+def _is_on_gpu(trainer: lightning.Trainer) -> bool:
+    return trainer.strategy.root_device.type == "cuda"
 
 
 def _evaluation_follows(trainer: lightning.Trainer) -> bool:

@@ -25,6 +25,7 @@ def dataset(shapes_root: Path, tmp_path: Path) -> COCODataset:
         skip_empty=False,
         max_objects=None,
         boxes_from="file",
+        skip_damaged=False,
         seed=3,
     )
 

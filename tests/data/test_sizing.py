@@ -163,6 +163,7 @@ def enlarged_batches(root: Path, cache: Path, *, canvas: Canvas) -> list[Batch]:
         skip_empty=False,
         max_objects=None,
         boxes_from="file",
+        skip_damaged=False,
         seed=0,
     )
     pairs = [[dataset[(0, i)], dataset[(0, i + 1)]] for i in range(0, len(dataset), 2)]
@@ -243,6 +244,7 @@ def test_a_set_of_large_images_fits_a_square(tmp_path: Path) -> None:
         skip_empty=False,
         max_objects=3,
         boxes_from="pixels",
+        skip_damaged=False,
         seed=0,
     )
     batch = collate([dataset[(0, 0)]], canvas=CentredSquare(side=65))

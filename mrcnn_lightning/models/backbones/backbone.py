@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrcnn_lightning.models.backbones.pixels import Pixels
+from mrcnn_lightning.models.backbones.recomputing import recomputed
 from mrcnn_lightning.models.norms import conv_norm
 from mrcnn_lightning.models.roi_stage import RoIStage
 from mrcnn_lightning.user_error import UserError
@@ -40,6 +41,10 @@ class Backbone(nn.Module):
         channels_last: whether the layers' maps are (B, H, W, C).
         stages: names of each stage's parts in `body`; None makes one of all layers whose maps
             have one stride.
+
+    Attributes:
+        recomputes: whether training keeps only what its trained blocks are given, and computes
+            what is within them once more in the backward pass (Chen et al. 2016).
 
     Raises:
         UserError: `trainable_stages` is out of range, there is no such layer, or a map has no
@@ -74,6 +79,7 @@ class Backbone(nn.Module):
         self.pixels = pixels
         self.pretrained = pretrained
         self.channels_last = channels_last
+        self.recomputes = False
         self._chain, self._outputs = kept, outputs
         self._together = self._pairs()
         self.out_channels: list[int] = []
@@ -139,6 +145,8 @@ class Backbone(nn.Module):
             if norms:
                 assert isinstance(layer, nn.Conv2d)
                 features = conv_norm(layer, norms[0], features)
+            elif self.recomputes:
+                features = recomputed(layer, features)
             else:
                 features = layer(features)
             if names[-1] in self._outputs:
