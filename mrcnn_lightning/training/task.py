@@ -9,9 +9,8 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from mrcnn_lightning.checkpoint import Description
@@ -233,14 +232,6 @@ class DetectionTask(lightning.LightningModule):
         self.log_dict(
             {f"{split}/{name}": value for name, value in self.results.items()}, sync_dist=True
         )
-
-    def on_validation_epoch_start(self) -> None:
-        """Let all ranks evaluate what a checkpoint holds, whose running statistics are rank 0's."""
-        if self.trainer.world_size > 1:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm) and module.track_running_stats:
-                    for buffer in module.buffers():
-                        distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
         """`detections` of a batch, for callbacks."""

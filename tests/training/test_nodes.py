@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import ROOT, command
@@ -19,9 +20,10 @@ def test_two_nodes_are_one_run(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = tiny(
+        "backbone.norm=bn",
         "trainer.accelerator=cpu",
-        "trainer.max_epochs=2",
-        "trainer.check_val_every_n_epoch=2",
+        "trainer.max_steps=10",  # the evaluation comes after the fit
+        "trainer.check_val_every_n_epoch=9",
         "data.num_workers=0",
         "callbacks.pictures=null",
     )
@@ -38,7 +40,11 @@ def test_two_nodes_are_one_run(
             f"+callbacks.weights.file={tmp_path}/weights",
         ]
         nodes.append(command(*run, cwd=tmp_path, wait=False, program=program))
-    outputs = [node.communicate(timeout=200)[0] for node in nodes]
+    try:
+        outputs = [node.communicate(timeout=200)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
     assert [node.returncode for node in nodes] == [0, 0], outputs
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
@@ -47,13 +53,14 @@ def test_two_nodes_are_one_run(
         if "running" not in key and "num_batches" not in key:  # each rank's own statistics
             assert torch.equal(value, second[key]), key
 
-    # AP of the trained weights is that of one process.
+    # What it was evaluated to is what its checkpoint is on one process.
     test = ["stage=test", f"ckpt_path={folder}/checkpoints/last.ckpt"]
     assert run_main(*common, *test, f"run_dir={tmp_path}/one")[0] == 0
     trained, tested = rows(folder)[-1], rows(tmp_path / "one")[-1]
     assert float(trained["val/box_ar100"]) > 0
     for name in ("box_ap", "mask_ap50", "box_ar100", "mask_ar100"):
         assert trained[f"val/{name}"] == tested[f"test/{name}"], name
+    assert float(trained["val/loss"]) == pytest.approx(float(tested["test/loss"]), rel=1e-4)
 
 
 def rows(run: Path) -> list[dict[str, str]]:
