@@ -223,7 +223,7 @@ def checkpoint(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
                 "trainer.max_epochs=18",
                 "trainer.check_val_every_n_epoch=18",
                 "callbacks.pictures=null",
-                f"hydra.run.dir={folder}",
+                f"run_dir={folder}",
                 cwd=shared_by_processes,
             )
     return last

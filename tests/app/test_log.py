@@ -22,7 +22,7 @@ def test_the_log_holds_what_the_screen_showed(
         overrides.append(f"data.{split}_json={tmp_path}/{split}.json")
     overrides += ["callbacks.pictures=null", "callbacks.best=null", "logger=[csv,tensorboard]"]
     run = tmp_path / "run"
-    status, output = run_main(*tiny(*overrides, "trainer.max_steps=2", f"hydra.run.dir={run}"))
+    status, output = run_main(*tiny(*overrides, "trainer.max_steps=2", f"run_dir={run}"))
     assert status == 0, output[-2000:]
     log = (run / "train.log").read_text()
     for text in (output, log):
@@ -39,7 +39,7 @@ def test_the_log_holds_what_the_screen_showed(
     status, output = run_main(
         *tiny(*overrides, *off, "callbacks.last_within_epoch=null", "trainer.max_steps=3"),
         f"ckpt_path={run}/checkpoints/last.ckpt",
-        f"hydra.run.dir={tmp_path}/resumed",
+        f"run_dir={tmp_path}/resumed",
     )
     assert status == 0 and "COCO AP after 3 steps" in output, output[-2000:]
     assert "Epoch 0" not in output and "model.rpn" not in output
@@ -50,7 +50,7 @@ def test_the_log_holds_what_the_screen_showed(
 def test_the_log_holds_tracebacks(
     run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    status, output = run_main(*tiny("data.batch_size=25", f"hydra.run.dir={tmp_path}/run"))
+    status, output = run_main(*tiny("data.batch_size=25", f"run_dir={tmp_path}/run"))
     assert status == 1 and "Traceback" not in output
     log = (tmp_path / "run" / "train.log").read_text()
     assert "Traceback (most recent call last)" in log and "UserError: data.batch_size=25" in log

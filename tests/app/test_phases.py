@@ -40,7 +40,7 @@ def part(state: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_two_phases(run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    status, output = run_main(*tiny(STAGES, *RECORDERS, "seed=3", f"hydra.run.dir={run}"))
+    status, output = run_main(*tiny(STAGES, *RECORDERS, "seed=3", f"run_dir={run}"))
     assert status == 0, output[-2000:]
     titles = [line.partition(" - ")[2] for line in output.splitlines() if " of 2: " in line]
     assert titles == [
@@ -88,7 +88,7 @@ def test_resumed_in_a_phase_or_after_one(
             f"{within_epoch}.every_n_train_steps=8",
             f"{within_epoch}.filename='step{{step}}'",
             f"+{within_epoch}.auto_insert_metric_name=false",
-            f"hydra.run.dir={tmp_path}/{name}",
+            f"run_dir={tmp_path}/{name}",
             *more,
         )
         status, output = run_main(*overrides)
@@ -130,7 +130,7 @@ def test_resumed_in_a_phase_or_after_one(
 def test_mistakes_show_before_the_first_phase(
     run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path, phases: str, message: str
 ) -> None:
-    status, output = run_main(*tiny(f"phases={phases}", f"hydra.run.dir={tmp_path}/run"))
+    status, output = run_main(*tiny(f"phases={phases}", f"run_dir={tmp_path}/run"))
     assert status == 1 and f"error: {message}" in output and "Traceback" not in output
     assert not (tmp_path / "run" / "phase_1").exists()
 
@@ -140,7 +140,7 @@ def test_checkpoints_that_do_not_go_with_the_phases(
 ) -> None:
     short = tiny("trainer.fast_dev_run=1")
     checkpoint = f"ckpt_path={tmp_path}/run/phase_2/checkpoints/last.ckpt"
-    status, output = run_main(*short, "phases=[{},{}]", f"hydra.run.dir={tmp_path}/run")
+    status, output = run_main(*short, "phases=[{},{}]", f"run_dir={tmp_path}/run")
     assert status == 0, output[-2000:]
     for phases, num in (("[{seed:1}]", 1), ("[]", 0), ("null", 0)):
         status, output = run_main(*short, f"phases={phases}", checkpoint)
@@ -148,7 +148,7 @@ def test_checkpoints_that_do_not_go_with_the_phases(
     # Evaluation asks for no phases.
     status, output = run_main(*short, "stage=validate", "phases=[{}]", checkpoint)
     assert status == 0, output[-2000:]
-    status, output = run_main(*tiny("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/plain"))
+    status, output = run_main(*tiny("trainer.max_steps=1", f"run_dir={tmp_path}/plain"))
     assert status == 0, output[-2000:]
     checkpoint = f"ckpt_path={tmp_path}/plain/checkpoints/last.ckpt"
     status, output = run_main(*short, "phases=[{}]", checkpoint)

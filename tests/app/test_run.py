@@ -93,7 +93,7 @@ def test_misspelt_options(run_main: Run) -> None:
 def test_metrics_that_are_not_logged(
     fails: Callable[..., str], tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    short = ("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run")
+    short = ("trainer.max_steps=1", f"run_dir={tmp_path}/run")
     line = fails(*tiny("callbacks.early_stopping.monitor=val/foo", *short))
     assert line.startswith("error: callbacks.early_stopping.monitor=val/foo is no metric that")
     assert "val/ap" in line or "val/" in line.partition("did you mean ")[2]
@@ -198,7 +198,7 @@ def test_evaluations_by_steps_are_all_within_training(
             "trainer.check_val_every_n_epoch=null",
             "trainer.val_check_interval=7",
             "callbacks.early_stopping=null",
-            f"hydra.run.dir={tmp_path}/run",
+            f"run_dir={tmp_path}/run",
         )
     )
     assert status == 0, output[-2000:]
@@ -224,7 +224,7 @@ def test_stages_that_need_a_model(
 def test_checkpoints_of_another_architecture(
     fails: Callable[..., str], run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    status, output = run_main(*tiny("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run"))
+    status, output = run_main(*tiny("trainer.max_steps=1", f"run_dir={tmp_path}/run"))
     assert status == 0, output[-2000:]
     checkpoint = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
     for stage in ("stage=validate", "stage=fit"):
@@ -262,7 +262,7 @@ def test_a_resumed_run_keeps_the_best_so_far(
     run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     first = tiny("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1")
-    status, output = run_main(*first, f"hydra.run.dir={tmp_path}/first")
+    status, output = run_main(*first, f"run_dir={tmp_path}/first")
     assert status == 0, output[-2000:]
     folder = tmp_path / "first" / "checkpoints"
     # As if it had been much better than what comes.
@@ -273,7 +273,7 @@ def test_a_resumed_run_keeps_the_best_so_far(
     status, output = run_main(
         *tiny("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"),
         f"ckpt_path={folder}/last.ckpt",
-        f"hydra.run.dir={tmp_path}/second",
+        f"run_dir={tmp_path}/second",
     )
     assert status == 0, output[-2000:]
     best = tmp_path / "second" / "checkpoints" / "best.ckpt"
@@ -283,7 +283,7 @@ def test_a_resumed_run_keeps_the_best_so_far(
 def test_validate_and_predict_stages(
     run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path, shapes_root: Path
 ) -> None:
-    status, output = run_main(*tiny("trainer.max_steps=2", f"hydra.run.dir={tmp_path}/fit"))
+    status, output = run_main(*tiny("trainer.max_steps=2", f"run_dir={tmp_path}/fit"))
     assert status == 0, output[-2000:]
     checkpoint = f"ckpt_path={tmp_path}/fit/checkpoints/last.ckpt"
     status, output = run_main(*tiny("stage=validate", checkpoint))
@@ -297,7 +297,7 @@ def test_validate_and_predict_stages(
             checkpoint,
             f"data.test_json={tmp_path}/test.json",
             "model.box_head.selector.min_score=0.0",
-            f"hydra.run.dir={tmp_path}/predict",
+            f"run_dir={tmp_path}/predict",
         )
     )
     assert status == 0, output[-2000:]
@@ -309,7 +309,7 @@ def test_validate_and_predict_stages(
 def test_fine_tuning_from_a_checkpoint_of_ours(
     run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    status, output = run_main(*tiny("trainer.max_steps=1", f"hydra.run.dir={tmp_path}/first"))
+    status, output = run_main(*tiny("trainer.max_steps=1", f"run_dir={tmp_path}/first"))
     assert status == 0, output[-2000:]
     weights = f"weights={tmp_path}/first/checkpoints/last.ckpt"
     status, output = run_main(*tiny("trainer.max_steps=1", weights))

@@ -118,14 +118,14 @@ def test_stopped_in_a_step_and_in_an_evaluation(
     run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     common = [*SHORT, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]
-    status, output = run_main(*tiny(*common, f"hydra.run.dir={tmp_path}/whole"))
+    status, output = run_main(*tiny(*common, f"run_dir={tmp_path}/whole"))
     assert status == 0, output[-2000:]
 
     told = tells((signal.SIGTERM, 2, "training"), (signal.SIGINT, 6, "evaluation"))
     run = tmp_path / "it's a=run, stopped"
     quoted = str(run).replace("'", r"\'")
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    status, output = run_main(*tiny(*common, *told, f"hydra.run.dir='{quoted}'"))
+    status, output = run_main(*tiny(*common, *told, f"run_dir='{quoted}'"))
     assert status == 143 and "stopped by SIGTERM, every" in output, output[-2000:]
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     status, output = run_main(*go_on(output))
@@ -145,11 +145,11 @@ def test_an_evaluation_that_was_killed_is_made_up_for(
     schedule = ["max_epochs=-1", "max_steps=8", "check_val_every_n_epoch=null"]
     common = [*SHORT, *(f"trainer.{each}" for each in schedule), "trainer.val_check_interval=4"]
     common.append("callbacks.last_within_epoch.every_n_train_steps=4")
-    status, output = run_main(*tiny(*common, f"hydra.run.dir={tmp_path}/whole"))
+    status, output = run_main(*tiny(*common, f"run_dir={tmp_path}/whole"))
     assert status == 0, output[-2000:]
 
     run = tmp_path / "killed"
-    fit = tiny(*common, f"hydra.run.dir={run}")
+    fit = tiny(*common, f"run_dir={run}")
     resumed = f"ckpt_path={run}/checkpoints/last.ckpt"
     for step, more in ((4, []), (8, [resumed])):
         process = multiprocessing.get_context("fork").Process(
@@ -177,7 +177,7 @@ def test_a_sweep_of_phases_ends_with_the_job_that_is_stopped(
     assert "optimizer.lr=0.005" in overrides and phases in overrides
     assert overrides[-1] == f"ckpt_path={sweep}/0/phase_1/checkpoints/last.ckpt"
     resumed = [each for each in overrides if "callbacks.tells" not in each]
-    status, output = run_main(*resumed, f"hydra.run.dir={tmp_path}/resumed")
+    status, output = run_main(*resumed, f"run_dir={tmp_path}/resumed")
     assert status == 0, output[-2000:]
     for phase, steps in ((1, 3), (2, 1)):
         last = tmp_path / "resumed" / f"phase_{phase}" / "checkpoints" / "last.ckpt"
@@ -190,7 +190,7 @@ def test_all_ranks_stop_together(tiny: Callable[..., list[str]], tmp_path: Path)
     more = ["trainer.check_val_every_n_epoch=1", "data.eval_batch_size=2", "data.num_workers=0"]
     told = tells((signal.SIGTERM, 1, "evaluation"), rank=1)
     process = command(
-        *tiny(*two, *more, *told, f"hydra.run.dir={tmp_path}/run"), cwd=tmp_path, wait=False
+        *tiny(*two, *more, *told, f"run_dir={tmp_path}/run"), cwd=tmp_path, wait=False
     )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 143, output[-2000:]

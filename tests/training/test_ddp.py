@@ -52,8 +52,8 @@ def test_a_run_on_two_processes(
 
     # Batches of 3 of the 10 images: the ranks get uneven shares.
     test = ["stage=test", f"ckpt_path={run}/checkpoints/last.ckpt", "data.eval_batch_size=3"]
-    command(*tiny(*test, *TWO, f"hydra.run.dir={tmp_path}/two"), cwd=tmp_path)
-    assert run_main(*tiny(*test, f"hydra.run.dir={tmp_path}/one"))[0] == 0
+    command(*tiny(*test, *TWO, f"run_dir={tmp_path}/two"), cwd=tmp_path)
+    assert run_main(*tiny(*test, f"run_dir={tmp_path}/one"))[0] == 0
     one, two = (metrics(tmp_path / name / "csv" / "metrics.csv") for name in ("one", "two"))
     assert one.keys() == two.keys() and float(one["test/mask_ap"]) >= 0
     for key, value in one.items():
@@ -170,7 +170,7 @@ def test_layers_unfrozen_in_a_later_phase_are_reduced(
             "backbone.norm=frozen_bn",
             "trainer.limit_val_batches=0",
             "callbacks.last=null",  # the weights are handed on all the same
-            f"hydra.run.dir={tmp_path}/run",
+            f"run_dir={tmp_path}/run",
             "+callbacks.gradients._target_=tests.training.recorder.GradientsOfEachRank",
             "+callbacks.gradients.file=${run_dir}/gradients",
             "+callbacks.weights._target_=tests.training.recorder.WeightsOfEachRank",

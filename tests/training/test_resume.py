@@ -32,7 +32,7 @@ def test_killed_in_an_epoch_and_resumed(
             f"data.num_workers={workers}",
             "trainer.check_val_every_n_epoch=1",
             "callbacks.last_within_epoch.every_n_train_steps=3",
-            f"hydra.run.dir={tmp_path}/{name}",
+            f"run_dir={tmp_path}/{name}",
             "+callbacks.recorder._target_=tests.training.recorder.Recorder",
             f"+callbacks.recorder.file={tmp_path}/{name}.rank",
             f"+callbacks.recorder.kill_after={kill_after}",
