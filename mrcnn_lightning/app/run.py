@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
+from torch import distributed
 
 from mrcnn_lightning.app.devices import check_devices, check_nodes, check_trainer
 from mrcnn_lightning.app.errors import ERROR_FILE, composed, in_one_sentence
@@ -233,6 +234,8 @@ def main() -> None:
     try:
         with composed():
             _main()
+        if distributed.is_initialized():  # a process that ends without may be aborted
+            distributed.destroy_process_group()
     finally:
         release()
 
