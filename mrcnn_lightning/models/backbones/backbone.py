@@ -4,6 +4,7 @@ B images, C channels of a map.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Backbone(nn.Module):
             have one stride.
 
     Attributes:
-        recomputes: whether training keeps only what its trained blocks are given, and computes
+        recomputes: whether training keeps only what its trained stages are given, and computes
             what is within them once more in the backward pass (Chen et al. 2016).
 
     Raises:
@@ -81,12 +82,12 @@ class Backbone(nn.Module):
         self.channels_last = channels_last
         self.recomputes = False
         self._chain, self._outputs = kept, outputs
-        self._together = self._pairs()
         self.out_channels: list[int] = []
         self.strides: list[int] = []
         # C4's last stage, which the body holds; None where RoIs go through none.
         self.roi_stage: RoIStage | None = None
         stages_of_stride = self._probe(roi_layer)
+        self._segments = self._parts(stages_of_stride)
         stages = stages_of_stride if stages is None else stages
         if not 0 <= trainable_stages <= len(stages):
             raise UserError(
@@ -110,6 +111,16 @@ class Backbone(nn.Module):
             else:
                 together.append([name])
         return together
+
+    def _parts(self, stages: list[list[str]]) -> list[list[list[str]]]:
+        """The pairs of each stage, which ends where a map is handed out too."""
+        last_names = {stage[-1] for stage in stages} | set(self._outputs)
+        segments: list[list[list[str]]] = [[]]
+        for names in self._pairs():
+            segments[-1].append(names)
+            if names[-1] in last_names:
+                segments.append([])
+        return [segment for segment in segments if segment]
 
     @torch.no_grad()
     def _probe(self, roi_layer: str | None) -> list[list[str]]:
@@ -139,19 +150,29 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
-        maps, features = [], images
-        for names in self._together:
-            layer, *norms = [self.body.get_submodule(name) for name in names]
-            if norms:
-                assert isinstance(layer, nn.Conv2d)
-                features = conv_norm(layer, norms[0], features)
-            elif self.recomputes:
-                features = recomputed(layer, features)
+        maps: list[Tensor] = []
+        features: Tensor | list[Tensor] = images
+        for segment in self._segments:
+            if self.recomputes:
+                layers = [self.body.get_submodule(name) for names in segment for name in names]
+                features = recomputed(partial(self._through, segment), layers, features)
             else:
-                features = layer(features)
-            if names[-1] in self._outputs:
+                features = self._through(segment, features)
+            if segment[-1][-1] in self._outputs:
                 maps += self._handed_out(features)
         return maps
+
+    def _through(
+        self, segment: list[list[str]], features: Tensor | list[Tensor]
+    ) -> Tensor | list[Tensor]:
+        for names in segment:
+            layer, *norms = [self.body.get_submodule(name) for name in names]
+            if norms:
+                assert isinstance(layer, nn.Conv2d) and isinstance(features, Tensor)
+                features = conv_norm(layer, norms[0], features)
+            else:
+                features = layer(features)
+        return features
 
     def train(self, mode: bool = True) -> "Backbone":
         """Frozen stages stay in evaluation mode: their running statistics do not move."""

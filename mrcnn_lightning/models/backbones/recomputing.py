@@ -1,50 +1,50 @@
 """Gradient checkpointing: memory for time (Chen et al. 2016)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+T = TypeVar("T")
 
-def recomputed(layer: nn.Module, features: Any) -> Any:
-    """A layer's output, of which training keeps only what its blocks are given.
 
-    The blocks are the parts of a sequence, or the layer itself. Running statistics move once, and
-    what is drawn at random is drawn the same, so that gradients are those without it.
+def recomputed(function: Callable[[T], T], layers: Sequence[nn.Module], features: T) -> T:
+    """What a function makes of features, of which training keeps only the features.
+
+    Running statistics move once, and what is drawn at random is drawn the same, so that gradients
+    are those without it.
 
     Args:
-        layer: of a backbone.
+        function: the layers, one after the other.
+        layers: if none of them is trained, there is nothing to keep.
         features: what it takes.
     """
-    blocks = list(layer) if type(layer) is nn.Sequential else [layer]
-    for block in blocks:
-        is_trained = any(parameter.requires_grad for parameter in block.parameters())
-        if is_trained and torch.is_grad_enabled():
-            features = checkpoint(
-                block, features, use_reentrant=False, context_fn=partial(_contexts, block)
-            )
-        else:
-            features = block(features)
-    return features
+    is_trained = any(each.requires_grad for layer in layers for each in layer.parameters())
+    if not (is_trained and torch.is_grad_enabled()):
+        return function(features)
+    contexts = partial(_contexts, layers)
+    output: T = checkpoint(function, features, use_reentrant=False, context_fn=contexts)
+    return output
 
 
 def _contexts(
-    block: nn.Module,
+    layers: Sequence[nn.Module],
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Of the forward pass and of the second one."""
-    return nullcontext(), _statistics_stay(block)
+    return nullcontext(), _statistics_stay(layers)
 
 
 @contextmanager
-def _statistics_stay(block: nn.Module) -> Iterator[None]:
+def _statistics_stay(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Batch norms use their batch's statistics, and add nothing to the running ones."""
     norms = [
         module
-        for module in block.modules()
+        for layer in layers
+        for module in layer.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
     ]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
