@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ProgressBar,
 )
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import distributed
 
 from mrcnn_lightning.app.devices import check_devices, check_nodes, check_trainer
+from mrcnn_lightning.app.environment import describe_environment
 from mrcnn_lightning.app.errors import ERROR_FILE, composed, in_one_sentence
 from mrcnn_lightning.app.log import kept_in_log
 from mrcnn_lightning.app.phases import run_phases, save_last
@@ -31,6 +32,7 @@ from mrcnn_lightning.app.replay import kept_for_replay, prepare_replay
 from mrcnn_lightning.app.resume import go_on
 from mrcnn_lightning.app.run_folder import release
 from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
+from mrcnn_lightning.app.trackers import make_trackers
 from mrcnn_lightning.app.tuning import STAGES as TUNING
 from mrcnn_lightning.app.tuning import prepare_tuning, tune
 from mrcnn_lightning.app.values import check_values, unknown_metric
@@ -40,6 +42,7 @@ from mrcnn_lightning.evaluation.coco import IOU_TYPES
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.training.callbacks.best_checkpoint import BestCheckpoint
 from mrcnn_lightning.training.task import DetectionTask
+from mrcnn_lightning.training.trackers.guarded import Guarded
 from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.load import load_weights
 
@@ -91,14 +94,17 @@ def _run(
         if cfg.stage == "fit" and cfg.weights is None:
             _warn_of_noise(task.model)
     end = SaveAndStop(stop, run_dir=cfg.run_dir)
-    trainer = _trainer(cfg, [end, RecordsProgress(record)])
+    loggers = make_trackers(cfg, record, phase)
+    trainer = _trainer(cfg, [end, RecordsProgress(record)], loggers)
     watch(trainer, Path(cfg.run_dir if phase is None else Path(cfg.run_dir).parent, ERROR_FILE))
     _announce_nodes(trainer)
     if trainer.is_global_zero:
         resolved: Any = OmegaConf.to_container(cfg, resolve=True)
         OmegaConf.save(cfg, Path(cfg.run_dir, CONFIG), resolve=True)
+        environment = describe_environment(data)
+        record.note(environment=environment)
         for logger in trainer.loggers:
-            logger.log_hyperparams(resolved)
+            logger.log_hyperparams(resolved | {"environment": environment})
     options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
     if cfg.stage == "fit":
         trainer.fit(task, **options)
@@ -111,8 +117,8 @@ def _run(
         tune(cfg, trainer, task, data)
     else:
         getattr(trainer, cfg.stage)(task, verbose=False, **options)
-    for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
-        logger.experiment.finish()  # or the next job of a sweep would go on with its run
+    for logger in (each for each in trainer.loggers if isinstance(each, Guarded)):
+        logger.close()
     if phase is not None:
         stop.checkpoint = save_last(trainer, cfg.run_dir)
     end.finish(trainer)
@@ -202,17 +208,17 @@ def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: Detection
             raise UserError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
 
 
-def _trainer(cfg: DictConfig, always: list[Callback]) -> lightning.Trainer:
+def _trainer(cfg: DictConfig, always: list[Callback], loggers: list[Logger]) -> lightning.Trainer:
     """The trainer, with the callbacks of the configuration and none of Lightning's own."""
     callbacks = [_build(callback) for callback in cfg.callbacks.values() if callback]
     callbacks += always  # after those that change what is saved
-    if not cfg.logger:  # it refuses to have nothing to write to
+    if not loggers:  # it refuses to have nothing to write to
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
     trainer: lightning.Trainer = _build(
         cfg.trainer,
         callbacks=callbacks,
-        logger=[_build(logger) for logger in cfg.logger.values()],
+        logger=loggers,
         enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),

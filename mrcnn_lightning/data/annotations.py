@@ -111,6 +111,11 @@ class Annotations:
             _log.warning("%s is damaged and is made anew", target)
             return None
 
+    @property
+    def fingerprint(self) -> str:
+        """The hash (BLAKE2b, 16 bytes) of the json file, which the packed file's name holds."""
+        return self._file.stem.rsplit("_", 2)[1]
+
     def __len__(self) -> int:
         return len(self.image_ids)
 

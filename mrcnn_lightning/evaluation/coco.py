@@ -4,10 +4,12 @@ I images, N detections of all images.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import distributed
@@ -32,6 +34,8 @@ NUMBERS = (
     "ar_large",
 )
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
+IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+RECALLS = tuple(step / 100 for step in range(101))
 _STATES = {
     "image_ids": torch.int64,  # (I,) images seen, those without detections included
     "image_sizes": torch.int64,  # (2 I,) height and width
@@ -42,6 +46,17 @@ _STATES = {
     "rle_lengths": torch.int64,  # (N,), nothing without masks
     "rles": torch.uint8,  # (all bytes,)
 }
+
+
+@dataclass
+class Evaluated:
+    """What curves and tables of an evaluation are made of."""
+
+    images: list[ImageDetections]  # without masks
+    objects: dict[int, list[dict[str, Any]]]  # of each image, in COCO's format, with boxes
+    # Of boxes and of masks, (IOUS, RECALLS, K): -1 where there is nothing to find. All areas, 100
+    # detections an image.
+    precision: dict[str, npt.NDArray[np.float64]]
 
 
 class COCOMetric(Metric):
@@ -57,6 +72,9 @@ class COCOMetric(Metric):
         category_ids: the file's ids of the labels 1..K.
         class_names: their names.
         has_masks: whether detections have masks.
+
+    Attributes:
+        evaluated: of the last `compute`, on rank 0.
     """
 
     full_state_update = False
@@ -74,6 +92,7 @@ class COCOMetric(Metric):
         self.category_ids = list(category_ids)
         self.class_names = list(class_names)
         self.has_masks = has_masks
+        self.evaluated: Evaluated | None = None
         for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -123,6 +142,9 @@ class COCOMetric(Metric):
         if _is_first():
             images = self._images()
             results = self._results(images)
+            self.evaluated = Evaluated(
+                [replace(image, rles=None) for image in images.values()], {}, {}
+            )
             for kind, iou_type in IOU_TYPES.items():
                 if kind == "box" or self.has_masks:
                     metrics |= self._score(results, sorted(images), kind, iou_type)
@@ -169,7 +191,10 @@ class COCOMetric(Metric):
         # A result with a box would be put into an area range by its box, also for its mask.
         keys = {"image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind]}
         assert self.ground_truth is not None
+        assert self.evaluated is not None
         truth = COCO(self.ground_truth(image_ids, of_masks=kind == "mask"))
+        if kind == "box":
+            self.evaluated.objects = dict(truth.imgToAnns)
         found = truth.loadRes([{key: result[key] for key in keys} for result in results])
         evaluation = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
         evaluation.run()
@@ -177,11 +202,11 @@ class COCOMetric(Metric):
             f"{kind}_{name}": float(value)
             for name, value in zip(NUMBERS, evaluation.stats[: len(NUMBERS)], strict=True)
         }
-        precision = evaluation.eval["precision"][..., 0, -1]  # (IoU, recall, K): all areas, 100
-        for number, category in enumerate(evaluation.params.catIds):
-            values = precision[:, :, number]
+        order = [evaluation.params.catIds.index(category) for category in self.category_ids]
+        precision = evaluation.eval["precision"][..., 0, -1][..., order]  # all areas, 100
+        self.evaluated.precision[kind] = precision
+        for name, values in zip(self.class_names, np.moveaxis(precision, 2, 0), strict=True):
             if (values > -1).any():
-                name = self.class_names[self.category_ids.index(category)]
                 metrics[f"{kind}_ap/{name}"] = float(values[values > -1].mean())
         return metrics
 

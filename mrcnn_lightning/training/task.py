@@ -23,6 +23,7 @@ from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
 from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+from mrcnn_lightning.training.trackers.guarded import Guarded
 from mrcnn_lightning.user_error import UserError, built
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY
 from mrcnn_lightning.weights.report import differences, require_finite
@@ -302,13 +303,14 @@ class DetectionTask(lightning.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._require_same_optimizer(checkpoint.get("optimizer_states", []))
         self.owes_evaluation = checkpoint.get(_OWES, False)
-        for logger in self.trainer.loggers:
-            if (
-                isinstance(logger, ContinuedCSVLogger)
-                and self.trainer.state.fn == TrainerFn.FITTING
-            ):
-                step = checkpoint["global_step"]
-                logger.go_on_after(step, evaluates_again=self.owes_evaluation)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, ContinuedCSVLogger):
+                    logger.go_on_after(
+                        checkpoint["global_step"], evaluates_again=self.owes_evaluation
+                    )
+                elif isinstance(logger, Guarded):
+                    logger.go_on_after(checkpoint["global_step"])
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:  # would undo what this run's optimizer is
                 group |= fused_option(self.make_optimizer, self.trainer)

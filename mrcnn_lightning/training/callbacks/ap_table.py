@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS
-from mrcnn_lightning.training.callbacks.show import show
+from mrcnn_lightning.training.callbacks.show import logged_step, show, trackers
 from mrcnn_lightning.training.task import DetectionTask
 
 
@@ -14,7 +14,7 @@ class APTable(Callback):
     """Prints COCO's numbers after every evaluation.
 
     Args:
-        per_class: whether AP of each class is printed too.
+        per_class: whether AP of each class is printed too, and a table of it given to trackers.
     """
 
     def __init__(self, *, per_class: bool) -> None:
@@ -25,13 +25,15 @@ class APTable(Callback):
     ) -> None:
         """Print, unless this was only the check before training."""
         if not trainer.sanity_checking:
-            self._print(trainer, pl_module)
+            self._print(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print."""
-        self._print(trainer, pl_module)
+        self._print(trainer, pl_module, "test")
 
-    def _print(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+    def _print(
+        self, trainer: lightning.Trainer, task: lightning.LightningModule, split: str
+    ) -> None:
         assert isinstance(task, DetectionTask)
         if not trainer.is_global_zero:
             return
@@ -40,9 +42,16 @@ class APTable(Callback):
         table.add_column()
         for kind in kinds:
             table.add_column(kind, justify="right")
-        rows = list(NUMBERS)
+        rows, names = list(NUMBERS), task.model.class_names
         if self.per_class:
-            rows += [f"ap/{name}" for name in task.model.class_names]
+            rows += [f"ap/{name}" for name in names]
+            columns = ["class", *(f"{kind}_ap" for kind in kinds)]
+            classes = [
+                [name, *(task.results.get(f"{kind}_ap/{name}", -1.0) for kind in kinds)]
+                for name in names
+            ]
+            for tracker in trackers(trainer):
+                tracker.log_table(f"{split}/ap_per_class", columns, classes, logged_step(trainer))
         for row in rows:
             values = [task.results.get(f"{kind}_{row}", -1.0) for kind in kinds]
             # A class may be called [red], which as a plain string would be markup.

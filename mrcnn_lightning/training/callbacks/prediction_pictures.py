@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import resize
 
 from mrcnn_lightning.inference.drawing import draw_objects, side_by_side
 from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.training.callbacks.show import show_picture
 from mrcnn_lightning.training.task import DetectionTask
 
 
@@ -20,14 +21,16 @@ class PredictionPictures(Callback):
 
     Args:
         folder: where the pictures are written, replaced at every validation.
+        min_side: pixels; an image whose shorter side has less is enlarged before it is drawn on.
         num_images: how many, the first of the validation set.
         min_score: less confident detections are not drawn.
     """
 
-    def __init__(self, *, folder: str, num_images: int, min_score: float) -> None:
+    def __init__(self, *, folder: str, num_images: int, min_score: float, min_side: int) -> None:
         self.folder = Path(folder)
         self.num_images = num_images
         self.min_score = min_score
+        self.min_side = min_side
         self._pictures: list[Image.Image] = []
 
     def on_validation_epoch_start(
@@ -50,45 +53,44 @@ class PredictionPictures(Callback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             for image in range(min(len(batch), self.num_images - len(self._pictures))):
                 names = pl_module.model.class_names
-                self._pictures.append(
-                    _picture(batch, outputs["detections"], image, names, self.min_score)
+                picture = _picture(
+                    batch, outputs["detections"], image, names, self.min_score, self.min_side
                 )
+                self._pictures.append(picture)
 
     def on_validation_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Write and log the pictures."""
-        if not self._pictures:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(self._pictures):
-            picture.save(self.folder / f"val_{number:02d}.png")
-            for logger in trainer.loggers:
-                name, step = f"val/picture_{number:02d}", trainer.global_step
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(name, pil_to_tensor(picture), step)
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(name, [picture], step)
+            show_picture(trainer, f"val/picture_{number:02d}", picture, folder=self.folder)
 
 
 def _picture(
-    batch: Batch, detections: Detections, image: int, class_names: list[str], min_score: float
+    batch: Batch,
+    detections: Detections,
+    image: int,
+    class_names: list[str],
+    min_score: float,
+    min_side: int,
 ) -> Image.Image:
     """Ground truth on the left, predictions on the right."""
     x1, y1, x2, y2 = (int(side) for side in batch.windows[image].tolist())
-    size, origin = (y2 - y1, x2 - x1), batch.windows[image, :2].repeat(2).cpu()
-    pixels = batch.images[image, :, y1:y2, x1:x2].cpu()
+    pixels, origin = batch.images[image, :, y1:y2, x1:x2].cpu(), torch.tensor([x1, y1, x1, y1])
+    scale = max(1.0, min_side / min(y2 - y1, x2 - x1))
+    # Enlarged first, so that lines and the edges of masks are sharp.
+    size = (round((y2 - y1) * scale), round((x2 - x1) * scale))
+    pixels = pixels if scale == 1 else resize(pixels, list(size))
     found = (detections.scores[image] >= min_score) & (detections.labels[image] > 0)
-    pred_boxes, pred_masks = detections.boxes[image, found].cpu() - origin, None
+    pred_boxes, pred_masks = (detections.boxes[image, found].cpu() - origin) * scale, None
     if detections.masks is not None:
-        masks = detections.masks[image, found].cpu()
-        pred_masks = resized_crops(masks, pred_boxes, size)
+        pred_masks = resized_crops(detections.masks[image, found].cpu(), pred_boxes, size)
     assert batch.targets is not None
     real = batch.targets.trainable[image]
-    gt_boxes, gt_masks = batch.targets.boxes[image, real].cpu() - origin, None
+    gt_boxes, gt_masks = (batch.targets.boxes[image, real].cpu() - origin) * scale, None
     if batch.targets.masks is not None and batch.targets.mask_frames is not None:
-        masks, frames = batch.targets.masks[image, real], batch.targets.mask_frames[image, real]
-        gt_masks = resized_crops(masks.float().cpu(), frames.cpu() - origin, size)
+        frames = (batch.targets.mask_frames[image, real].cpu() - origin) * scale
+        gt_masks = resized_crops(batch.targets.masks[image, real].float().cpu(), frames, size)
     truth = draw_objects(
         pixels,
         boxes=gt_boxes,

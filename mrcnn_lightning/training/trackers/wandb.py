@@ -1,0 +1,79 @@
+"""Weights & Biases."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+
+
+class Wandb(WandbLogger):
+    """Lightning's WandbLogger, whose run has a name that is known before it is made.
+
+    Args:
+        project: of W&B.
+        name: of the run, as shown.
+        save_dir: the run's folder.
+        offline: whether nothing is sent; `wandb sync` does it later.
+        log_model: whether checkpoints are sent at the end, or `all` of them at once.
+        entity: user or team; None is the account's own.
+        group: of runs; or None.
+        tags: of the run; or None.
+        init_timeout: seconds that W&B may take at the start, unless WANDB_INIT_TIMEOUT says.
+        finish_timeout: seconds that it may take at the end, unless WANDB_FINISH_TIMEOUT says.
+        run_id: what W&B called the run of an earlier process, to go on with it; None starts one.
+            Where WANDB_RUN_ID is set, as by `wandb agent`, the run is that one.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        name: str,
+        save_dir: str,
+        offline: bool,
+        log_model: bool | str,
+        entity: str | None,
+        group: str | None,
+        tags: list[str] | None,
+        init_timeout: float,
+        finish_timeout: float,
+        run_id: str | None,
+    ) -> None:
+        self.run_id = os.environ.get("WANDB_RUN_ID") or run_id or secrets.token_hex(4)
+        settings = wandb.Settings(
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", init_timeout)),
+            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", finish_timeout)),
+            finish_timeout_raises=True,
+        )
+        super().__init__(
+            project=project,
+            name=name,
+            save_dir=save_dir,
+            offline=offline,
+            log_model=log_model,  # type: ignore[arg-type]
+            version=self.run_id,
+            entity=entity,
+            group=group,
+            tags=tags,
+            settings=settings,
+        )
+        if offline:  # where W&B cannot look a run up; files of one id become one run when sent
+            self._wandb_init["resume"] = None
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Show a picture."""
+        self.log_image(name, [picture], step)
+
+    def log_rows(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """Show a table."""
+        self.log_table(name, list(columns), [list(row) for row in rows], step=step)
+
+    def close(self) -> None:
+        """End the run, and wait until W&B has it."""
+        self.experiment.finish()
