@@ -65,6 +65,8 @@ def test_commands(command: str) -> None:
             "pre-commit install",
             "python3 -m venv .venv",
             ". .venv/bin/activate",
+            "tensorboard --logdir runs",
+            "mlflow ui --backend-store-uri sqlite:///runs/mlflow/mlflow.db",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-import mrcnn_lightning
+from mrcnn_lightning import __version__
 from mrcnn_lightning.data.datamodule import COCODataModule
 
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "faster-coco-eval", "numpy")
@@ -25,7 +25,7 @@ def describe_environment(data: COCODataModule) -> dict[str, Any]:
         "git": _commit(),
         "versions": {
             "python": platform.python_version(),
-            "mrcnn_lightning": mrcnn_lightning.__version__,
+            "mrcnn_lightning": __version__,
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             "cuda": torch.version.cuda,
         },
@@ -45,11 +45,11 @@ def describe_environment(data: COCODataModule) -> dict[str, Any]:
 
 def _commit() -> dict[str, Any] | None:
     """The commit of the project's checkout, or else of the folder that the run was started in."""
-    for folder in (Path(mrcnn_lightning.__file__).parent, Path.cwd()):
+    for folder in (Path(__file__).parent, Path.cwd()):
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain")
         # Installed into an environment that lies within another checkout, the package is no part.
-        is_tracked = folder == Path.cwd() or _git(folder, "ls-files", "__init__.py")
+        is_tracked = folder == Path.cwd() or _git(folder, "ls-files", Path(__file__).name)
         if commit and changes is not None and is_tracked:
             root = _git(folder, "rev-parse", "--show-toplevel")
             return {"commit": commit, "dirty": bool(changes), "folder": root}

@@ -16,7 +16,7 @@ import torch.multiprocessing
 from pycocotools.coco import COCO
 
 from mrcnn_lightning.data.annotations import Annotations
-from mrcnn_lightning.evaluation.coco import NUMBERS, COCOMetric
+from mrcnn_lightning.evaluation.coco import IOUS, NUMBERS, RECALLS, COCOMetric
 from mrcnn_lightning.results.image_detections import ImageDetections
 from tests.conftest import shared
 
@@ -97,8 +97,11 @@ def test_golden_values(truth: Any, images: list[ImageDetections]) -> None:
     assert_golden(scored.compute(), truth)
 
 
-def test_pycocotools_gives_the_golden_values_too() -> None:
+def test_pycocotools_gives_the_golden_values_too(truth: Any, images: list[ImageDetections]) -> None:
     expected = golden("expected_pycocotools")
+    ours = metric(shared(TRUTH_FILE), truth["categories"])
+    ours.update(images)
+    ours.compute()
     truth = COCO(shared(TRUTH_FILE))
     for iou_type, kind in (("bbox", "bbox"), ("segm", "segm")):
         found = truth.loadRes(
@@ -110,6 +113,11 @@ def test_pycocotools_gives_the_golden_values_too() -> None:
         peer.accumulate()
         peer.summarize()
         assert np.abs(peer.stats - expected[iou_type]["stats"]).max() < 1e-9
+        assert ours.evaluated is not None
+        curves = ours.evaluated.precision[{"bbox": "box", "segm": "mask"}[iou_type]]
+        assert peer.params.iouThrs == pytest.approx(IOUS)
+        assert peer.params.recThrs == pytest.approx(RECALLS)
+        assert np.abs(peer.eval["precision"][:, :, :, 0, -1] - curves).max() < 1e-9
 
 
 def _rank(rank: int, port: int, images: list[ImageDetections], truth: Any, out: str) -> None:

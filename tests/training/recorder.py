@@ -144,3 +144,23 @@ class BreaksActivation(Callback):
                 )
 
             pl_module.get_submodule(self.module).register_forward_hook(broken)
+
+
+class EndsProcess(Callback):
+    """Ends another process, such as a server.
+
+    Args:
+        pid: of the process, the first of its group.
+        step: after how many steps.
+    """
+
+    def __init__(self, *, pid: int, step: int) -> None:
+        self.pid = pid
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End it."""
+        if trainer.global_step == self.step:
+            os.killpg(self.pid, signal.SIGKILL)

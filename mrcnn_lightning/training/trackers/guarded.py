@@ -76,7 +76,7 @@ class Guarded(Logger):
             _ = self._tracker.experiment
         except Exception as error:
             if isinstance(cause := error.__cause__ or error, _MISTAKES):
-                raise UserError(f"logger.{self.key}: {_first_line(cause)}") from error
+                raise UserError(f"logger.{self.key}: {cause}") from error
             self._leave_alone(error)
 
     @rank_zero_only

@@ -24,6 +24,7 @@ class TensorBoard(TensorBoardLogger):
         if run_id is not None and Path(run_id).is_dir():
             folder = Path(run_id)
         self.run_id = str(folder.absolute())
+        self._goes_on = any(folder.glob("events.*"))
         super().__init__(self.run_id, name="", version="", default_hp_metric=False)
 
     def purge_from(self, step: int) -> None:
@@ -34,8 +35,10 @@ class TensorBoard(TensorBoardLogger):
         self._kwargs["purge_step"] = step
 
     def log_config(self, params: dict[str, Any]) -> None:
-        """Show the configuration as text."""
+        """Show the configuration as text, once."""
         self.log_hyperparams(params)
+        if self._goes_on:
+            return
         for name, values in params.items():
             if isinstance(values, dict):
                 self.experiment.add_text(f"config/{name}", _as_code(values), 0)

@@ -61,6 +61,7 @@ class Wandb(WandbLogger):
             tags=tags,
             settings=settings,
         )
+        del self._wandb_init["anonymous"]  # W&B warns of it
         if offline:  # where W&B cannot look a run up; files of one id become one run when sent
             self._wandb_init["resume"] = None
 
