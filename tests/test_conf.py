@@ -52,9 +52,9 @@ COMPLETED = {
     "matterport": {"detector"},
     "DetectionTask": {"description"},
     "COCODataModule": {"with_masks"},
-    "MLflow": {"run_id"},
-    "TensorBoard": {"run_id"},
-    "Wandb": {"run_id"},
+    "MLflow": {"earlier"},
+    "TensorBoard": {"earlier"},
+    "Wandb": {"earlier"},
     "multistep": {"optimizer", "total_steps"},
     "cosine": {"optimizer", "total_steps"},
 }

@@ -11,7 +11,7 @@ import torch
 from mrcnn_lightning import __version__
 from mrcnn_lightning.data.datamodule import COCODataModule
 
-_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "faster-coco-eval", "numpy")
+_PACKAGES = ("torchvision", "lightning", "hydra-core", "faster-coco-eval", "numpy")
 _PATIENCE = 10  # seconds, for git on a slow file system
 
 
@@ -26,6 +26,7 @@ def describe_environment(data: COCODataModule) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "mrcnn_lightning": __version__,
+            "torch": str(torch.__version__),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             "cuda": torch.version.cuda,
         },

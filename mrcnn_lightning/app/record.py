@@ -32,7 +32,8 @@ class Record:
     Its keys, each there once it is known: `status` (running, finished, pruned, stopped or failed),
     `error` (one sentence), `command`, `host`, `started` (when it was first started, ISO 8601),
     `seconds` (of all its starts), `steps`, `ap` (of the last evaluation), `best_ap`,
-    `best_checkpoint`, `environment` (commit, versions, data) and `trackers` (ids, to go on with).
+    `best_checkpoint`, `environment` (commit, versions, data) and `trackers` (what each calls the
+    run, to go on with it).
 
     Args:
         folder: of the run.

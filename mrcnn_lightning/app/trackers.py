@@ -1,7 +1,7 @@
 """The trackers of a run, each guarded, and what a resumed run goes on with."""
 
 import inspect
-import shutil
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,27 @@ from omegaconf import DictConfig
 
 from mrcnn_lightning.app.record import Record, read_record
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
-from mrcnn_lightning.training.trackers.guarded import Guarded
+from mrcnn_lightning.training.trackers.guarded import Guarded, Identity
 
-JOURNALS = "trackers"
 _build = partial(hydra.utils.instantiate, _convert_="all")
 
 
 def make_trackers(cfg: DictConfig, record: Record, phase: int | None) -> list[Logger]:
     """The loggers of a configuration: csv as it is, others guarded.
 
-    A run that goes on, from `ckpt_path` or with `resume`, goes on in the trackers' own runs: their
-    ids are in the `run.json` of the run that the checkpoint is of.
+    A run that goes on, from `ckpt_path` or with `resume`, goes on in the trackers' own runs, which
+    the `run.json` of the run that the checkpoint is of names.
 
     Args:
         cfg: of the run or the phase.
-        record: of the run, which keeps the ids.
+        record: of the run, which names the trackers' runs.
         phase: of a staged training, from 1; or None.
     """
-    earlier = _earlier_folder(cfg)
-    journals = Path(cfg.run_dir, JOURNALS)
-    if earlier is not None and earlier.absolute() != Path(cfg.run_dir).absolute():
-        _copy(earlier / JOURNALS, journals)
-    before = _ids(earlier)
+    before = _identities(_earlier_folder(cfg))
     own = record.values.setdefault("trackers", {})
 
-    def note_run(key: str, run_id: str) -> None:
-        own[key] = run_id
+    def note(name: str, identity: Identity) -> None:
+        own[name] = identity
         record.note(trackers=own)
 
     loggers: list[Logger] = []
@@ -53,17 +48,16 @@ def make_trackers(cfg: DictConfig, record: Record, phase: int | None) -> list[Lo
         loggers.append(
             Guarded(
                 str(key),
-                partial(_make, logger, "run_id" in inspect.signature(target).parameters),
-                run_id=before.get(name),
-                journal=journals / f"{key}.jsonl",
-                note_run=partial(note_run, name),
+                partial(_make, logger, "earlier" in inspect.signature(target).parameters),
+                earlier=before.get(name),
+                note=partial(note, name),
             )
         )
     return loggers
 
 
-def _make(logger: DictConfig, takes_run: bool, run_id: str | None) -> Any:
-    return _build(logger, run_id=run_id) if takes_run else _build(logger)
+def _make(logger: DictConfig, can_go_on: bool, earlier: Identity | None) -> Any:
+    return _build(logger, earlier=earlier) if can_go_on else _build(logger)
 
 
 def _earlier_folder(cfg: DictConfig) -> Path | None:
@@ -75,16 +69,11 @@ def _earlier_folder(cfg: DictConfig) -> Path | None:
     return Path(cfg.run_dir) if cfg.resume is not None else None
 
 
-def _ids(folder: Path | None) -> dict[str, str]:
-    """What the trackers call the run of a folder, which may be a phase's."""
+def _identities(folder: Path | None) -> dict[str, Identity]:
+    """The trackers' runs of a folder, which may be a phase's."""
     if folder is None:
         return {}
-    if folder.name.startswith("phase_") and not (folder / "run.json").is_file():
+    if re.fullmatch(r"phase_\d+", folder.name):
         folder = folder.parent
-    trackers: dict[str, str] = (read_record(folder) or {}).get("trackers", {})
+    trackers: dict[str, Identity] = (read_record(folder) or {}).get("trackers", {})
     return trackers
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from mrcnn_lightning.training.trackers.guarded import Guarded
-from mrcnn_lightning.training.trackers.journal import Journal
+from mrcnn_lightning.training.trackers.guarded import Guarded, Identity
 from mrcnn_lightning.user_error import UserError
 
 
@@ -23,7 +21,7 @@ class Board(Logger):
         self.given = given
         self.fails_at = fails_at
         self.calls = 0
-        self.run_id = "one"
+        self.identity = {"id": "one"}
         self.experiment = None
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -35,10 +33,6 @@ class Board(Logger):
         if step >= self.fails_at:
             raise ConnectionError("the server is away\nand this is a long story")
         self.given.append((step, dict(metrics)))
-
-
-class AskedBoard(Board):
-    """One that says itself what it has."""
 
     def steps_given(self, name: str) -> list[int]:
         return [step for step, metrics in self.given if name in metrics]
@@ -52,20 +46,19 @@ class PurgedBoard(Board):
 
 
 def guarded(
-    make: Callable[[str | None], Any], folder: Path, *, run_id: str | None = None
-) -> tuple[Guarded, list[str]]:
-    runs: list[str] = []
-    journal = folder / "trackers" / "board.jsonl"
-    return Guarded("board", make, run_id=run_id, journal=journal, note_run=runs.append), runs
+    make: Callable[[Identity | None], Any], *, earlier: Identity | None = None
+) -> tuple[Guarded, list[Identity]]:
+    noted: list[Identity] = []
+    return Guarded("board", make, earlier=earlier, note=noted.append), noted
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-def test_a_failure_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     board = Board([], fails_at=2)
-    logger, _ = guarded(lambda _: board, tmp_path)
+    logger, _ = guarded(lambda _: board)
     for step in range(5):
         logger.log_metrics({"loss": 1.0}, step)
         logger.save()
@@ -82,36 +75,34 @@ def test_a_failure_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert logger.experiment is None
 
 
-def test_one_that_cannot_be_made_is_a_warning_too(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def make(_: str | None) -> Any:
+def test_one_that_cannot_be_made_is_a_warning_too(caplog: pytest.LogCaptureFixture) -> None:
+    def make(_: Identity | None) -> Any:
         raise OSError(28, "No space left on device")
 
-    logger, runs = guarded(make, tmp_path)
+    logger, noted = guarded(make)
     logger.log_metrics({"loss": 1.0}, 0)
     logger.log_metrics({"loss": 1.0}, 1)
-    assert len(warnings(caplog)) == 1 and "No space left on device" in caplog.text and not runs
+    assert len(warnings(caplog)) == 1 and "No space left on device" in caplog.text and not noted
 
 
-def test_a_missing_package_is_no_failure_but_an_error(tmp_path: Path) -> None:
-    def make(_: str | None) -> Any:
+def test_a_missing_package_is_no_failure_but_an_error() -> None:
+    def make(_: Identity | None) -> Any:
         raise ModuleNotFoundError("no board here: pip install board")
 
-    logger, _ = guarded(make, tmp_path)
+    logger, _ = guarded(make)
     with pytest.raises(UserError, match=r"^logger.board: no board here: pip install board$"):
         logger.log_hyperparams({})
 
 
-@pytest.mark.parametrize("kind", [Board, AskedBoard, PurgedBoard])
-def test_a_process_that_goes_on_gives_no_step_twice(kind: type[Board], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Board, PurgedBoard])
+def test_a_process_that_goes_on_gives_no_step_twice(kind: type[Board]) -> None:
     given: list[tuple[int, dict[str, float]]] = []
-    first, runs = guarded(lambda _: kind(given), tmp_path)
+    first, noted = guarded(lambda _: kind(given))
     for step in range(6):
         first.log_metrics({"loss": step / 2, "epoch": 0}, step)
         first.log_metrics({"lr": 0.1, "epoch": 0}, step)  # the epoch is known by now
-    assert runs == ["one"]
-    second, _ = guarded(lambda _: kind(given), tmp_path, run_id="one")
+    assert noted == [{"id": "one"}]
+    second, _ = guarded(lambda _: kind(given), earlier={"id": "one"})
     second.log_hyperparams({})
     second.go_on_after(4)
     for step in range(4, 8):
@@ -124,24 +115,9 @@ def test_a_process_that_goes_on_gives_no_step_twice(kind: type[Board], tmp_path:
     assert [step for step, values in given if "val/ap" in values] == [3]
 
 
-def test_another_run_starts_with_nothing(tmp_path: Path) -> None:
+def test_another_run_starts_with_nothing() -> None:
     given: list[tuple[int, dict[str, float]]] = []
-    for run_id in (None, "another"):
-        logger, _ = guarded(lambda _: Board(given), tmp_path, run_id=run_id)
+    for earlier in (None, {"id": "another"}):
+        logger, _ = guarded(lambda _: Board(given), earlier=earlier)
         logger.log_metrics({"loss": 1.0}, 0)
     assert len(given) == 2
-
-
-def test_a_journal_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
-    file = tmp_path / "trackers" / "board.jsonl"
-    journal = Journal(file)
-    journal.add(["loss", "lr"], 0)
-    journal.add(["loss"], 1)
-    file.write_text(file.read_text()[:-4])
-    again = Journal(file)
-    assert again.has("lr", 0) and not again.has("loss", 1)
-    again.add(["loss"], 1)
-    again.add(["loss"], 2)
-    again.forget_from(2)
-    last = Journal(file)
-    assert last.has("loss", 1) and last.has("loss", 0) and not last.has("loss", 2)

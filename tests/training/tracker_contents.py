@@ -2,14 +2,13 @@
 
 import csv
 import json
-import struct
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
+
+from mrcnn_lightning.training.trackers.wandb_files import read_records
 
 # All values that were given for a name at a step: one, if all is well.
 Contents = dict[tuple[str, int], list[Any]]
@@ -70,9 +69,7 @@ def of_wandb(run: Path) -> tuple[Contents, Contents, set[str], dict[str, Any]]:
     shown: Contents = defaultdict(list)
     ids, config = set(), {}
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        for data in leveldb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in read_records(file):
             if record.HasField("run"):
                 ids.add(record.run.run_id)
             for item in record.config.update:
@@ -90,19 +87,3 @@ def of_wandb(run: Path) -> tuple[Contents, Contents, set[str], dict[str, Any]]:
 
 def without_epoch(contents: Contents) -> Contents:
     return {key: values for key, values in contents.items() if key[0] != "epoch"}
-
-
-def leveldb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a file in LevelDB's log format, after wandb's own header of 7 bytes."""
-    position, record, block, last_kinds = 7, b"", 32768, (1, 4)
-    while position + 7 <= len(data):
-        left = block - position % block
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        record += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in last_kinds:
-            yield record
-            record = b""

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -11,11 +10,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
-from mrcnn_lightning.training.trackers.journal import Journal
 from mrcnn_lightning.user_error import UserError
 
 log = logging.getLogger(__name__)
 
+# What a tracker calls a run, and where it is; as a json can hold it.
+Identity = dict[str, str]
 # What a user can mend before anything is trained.
 _MISTAKES = (ImportError, MisconfigurationException, UserError)
 
@@ -28,31 +28,27 @@ class Guarded(Logger):
 
     Args:
         key: of the logger in the configuration, for the warning.
-        make: makes it, given what its run is to be called: see `run_id`.
-        run_id: what an earlier process called its run, to go on with it; None starts one.
-        journal: file that says what the run was given.
-        note_run: is told what the run is called, before it is given anything.
+        make: makes it, given the `identity` of the run that it is to go on with, or None.
+        earlier: that identity, as an earlier process noted it; None starts a run.
+        note: is told the identity of the run before the run is given anything.
     """
 
     def __init__(
         self,
         key: str,
-        make: Callable[[str | None], Any],
+        make: Callable[[Identity | None], Any],
         *,
-        run_id: str | None,
-        journal: Path,
-        note_run: Callable[[str], None],
+        earlier: Identity | None,
+        note: Callable[[Identity], None],
     ) -> None:
         super().__init__()
         self.key = key
         self.is_lost = False
         self._make = make
-        self._earlier_run = run_id
-        self._file = journal
-        self._note_run = note_run
+        self._earlier = earlier
+        self._note = note
         self._tracker: Any = None
-        self._journal = Journal(None)
-        self._asked: set[str] = set()
+        self._given: dict[str, set[int]] = {}  # steps of each name
 
     @rank_zero_only
     def open(self) -> None:
@@ -64,15 +60,12 @@ class Guarded(Logger):
         if self._tracker is not None or self.is_lost:
             return
         try:
-            self._tracker = self._make(self._earlier_run)
-            run_id = getattr(self._tracker, "run_id", None)
-            if run_id is not None:
-                self._note_run(run_id)
-            if run_id is None or run_id != self._earlier_run:
-                self._earlier_run = None
-                self._file.unlink(missing_ok=True)
-            if not hasattr(self._tracker, "steps_given"):  # else it says so itself
-                self._journal = Journal(self._file)
+            self._tracker = self._make(self._earlier)
+            identity = getattr(self._tracker, "identity", None)
+            if identity is None or identity != self._earlier:
+                self._earlier = None
+            if identity is not None:
+                self._note(identity)
             _ = self._tracker.experiment
         except Exception as error:
             if isinstance(cause := error.__cause__ or error, _MISTAKES):
@@ -86,9 +79,9 @@ class Guarded(Logger):
         Args:
             step: how many steps were trained.
         """
+        self._given = {}
         if self._has("purge_from"):
             self._try("purge_from", step)
-            self._try_to(self._journal.forget_from, step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -159,30 +152,24 @@ class Guarded(Logger):
         return ""
 
     def _is_given(self, name: str, step: int) -> bool:
-        if self._earlier_run is not None and name not in self._asked and self._has("steps_given"):
-            self._asked.add(name)
-            for each in self._try("steps_given", name) or ():
-                self._journal.add([name], each)
-        return self._journal.has(name, step)
+        if name not in self._given:
+            asks = self._earlier is not None and self._has("steps_given")
+            self._given[name] = set((self._try("steps_given", name) if asks else None) or ())
+        return step in self._given[name]
 
     def _give(self, names: Iterable[str], step: int, method: str, *args: Any) -> None:
         self._try(method, *args)
-        # Only now: what a process that is killed here gave is given again, instead of never.
-        self._try_to(self._journal.add, names, step)
+        for name in names:
+            self._given[name].add(step)
 
     def _has(self, method: str) -> bool:
         return self._tracker is not None and hasattr(self._tracker, method)
 
     def _try(self, method: str, *args: Any) -> Any:
-        return (
-            None if self._tracker is None else self._try_to(getattr(self._tracker, method), *args)
-        )
-
-    def _try_to(self, function: Callable[..., Any], *args: Any) -> Any:
-        if self.is_lost:
+        if self._tracker is None:
             return None
         try:
-            return function(*args)
+            return getattr(self._tracker, method)(*args)
         except Exception as error:
             self._leave_alone(error)
             return None

@@ -26,7 +26,7 @@ class MLflow(MLFlowLogger):
         tracking_uri: of a server or a store; None is MLFLOW_TRACKING_URI, or a store in `folder`.
         folder: for the store and the artifacts, where there is no server.
         log_model: whether checkpoints are sent at the end, or `all` of them at once.
-        run_id: what MLflow called the run of an earlier process, to go on with it; None starts one.
+        earlier: the `identity` of a run to go on with; None starts one.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MLflow(MLFlowLogger):
         tracking_uri: str | None,
         folder: str,
         log_model: bool | str,
-        run_id: str | None,
+        earlier: dict[str, str] | None,
     ) -> None:
         for key, value in _PATIENCE.items():
             os.environ.setdefault(key, value)
@@ -57,7 +57,8 @@ class MLflow(MLFlowLogger):
             artifact_location=artifacts,
         )
         self._files: list[str] | None = None
-        self._begin(run_id)
+        self._begin(None if earlier is None else earlier["id"])
+        self.identity = {"id": str(self.run_id)}
 
     def _begin(self, run_id: str | None) -> None:
         """Find the run, or start one."""
@@ -73,7 +74,13 @@ class MLflow(MLFlowLogger):
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+        before = os.environ.get("MLFLOW_TRACKING_URI")
         _ = self.experiment
+        # Which tells all of the process of its own, the next run of a sweep included.
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
     def steps_given(self, name: str) -> set[int]:
         """Steps at which MLflow has a metric, a picture or a table of this name."""

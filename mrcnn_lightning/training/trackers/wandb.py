@@ -3,11 +3,18 @@
 import os
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
+
+from mrcnn_lightning.training.trackers.wandb_files import read_history
+
+_STEP = "trainer/global_step"  # as Lightning calls it
+# Seconds. W&B's own are 15, and what it holds back is lost when the process is killed.
+_FLUSH_EVERY = 0.1
 
 
 class Wandb(WandbLogger):
@@ -24,8 +31,8 @@ class Wandb(WandbLogger):
         tags: of the run; or None.
         init_timeout: seconds that W&B may take at the start, unless WANDB_INIT_TIMEOUT says.
         finish_timeout: seconds that it may take at the end, unless WANDB_FINISH_TIMEOUT says.
-        run_id: what W&B called the run of an earlier process, to go on with it; None starts one.
-            Where WANDB_RUN_ID is set, as by `wandb agent`, the run is that one.
+        earlier: the `identity` of a run to go on with; None starts one. Where WANDB_RUN_ID is set,
+            as by `wandb agent`, the run is that one.
     """
 
     def __init__(
@@ -41,21 +48,32 @@ class Wandb(WandbLogger):
         tags: list[str] | None,
         init_timeout: float,
         finish_timeout: float,
-        run_id: str | None,
+        earlier: dict[str, str] | None,
     ) -> None:
-        self.run_id = os.environ.get("WANDB_RUN_ID") or run_id or secrets.token_hex(4)
+        run_id = os.environ.get("WANDB_RUN_ID")
+        if (
+            earlier is not None
+            and run_id in (None, earlier["id"])
+            and Path(earlier["folder"]).is_dir()
+        ):
+            run_id, save_dir = earlier["id"], earlier["folder"]
+        run_id = run_id or secrets.token_hex(4)
+        self.identity = {"id": run_id, "folder": str(Path(save_dir).absolute())}
+        self._rows: list[dict[str, Any]] | None = None
         settings = wandb.Settings(
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", init_timeout)),
             finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", finish_timeout)),
             finish_timeout_raises=True,
         )
+        if hasattr(settings, "x_transaction_log_flush_interval"):  # since 0.30 or so
+            settings.x_transaction_log_flush_interval = _FLUSH_EVERY
         super().__init__(
             project=project,
             name=name,
             save_dir=save_dir,
             offline=offline,
             log_model=log_model,  # type: ignore[arg-type]
-            version=self.run_id,
+            version=run_id,
             entity=entity,
             group=group,
             tags=tags,
@@ -64,6 +82,21 @@ class Wandb(WandbLogger):
         del self._wandb_init["anonymous"]  # W&B warns of it
         if offline:  # where W&B cannot look a run up; files of one id become one run when sent
             self._wandb_init["resume"] = None
+
+    def steps_given(self, name: str) -> set[int]:
+        """Steps at which W&B has a metric, a picture or a table of this name."""
+        if self._offline:
+            if self._rows is None:
+                files = Path(self.identity["folder"], "wandb").glob(
+                    f"offline-run-*/run-{self._id}.wandb"
+                )
+                self._rows = [row for file in files for row in read_history(file)]
+            rows = self._rows
+        else:
+            run = self.experiment
+            history = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
+            rows = list(history.scan_history(keys=[_STEP, name]))
+        return {int(row[_STEP]) for row in rows if name in row and _STEP in row}
 
     def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
         """Show a picture."""
