@@ -153,6 +153,9 @@ def tiny(shapes_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "model.box_head.trunk.hidden=32",
             "model.rpn.anchors.sizes=[[8],[16],[32],[48],[64]]",
             "model.roi_sampler.num_rois=16",
+            # Drawn in a second each, and tested where trackers are.
+            "++callbacks.precision_recall=null",
+            "++callbacks.confusion_matrix=null",
             *more,
         ]
 

@@ -82,14 +82,18 @@ def tells(*signals: tuple[int, int, str], rank: int = 0) -> list[str]:
     ]
 
 
+TIMED = {
+    "train/data_wait",
+    "train/images_per_second",
+    "train/peak_memory_host",
+}
+
+
 def table(run: Path) -> list[dict[str, str]]:
-    """What a run logged, but for times."""
+    """What a run logged, but for times and memory."""
     with (run / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [
-        {key: value for key, value in row.items() if value and key != "train/data_wait"}
-        for row in rows
-    ]
+    return [{key: row[key] for key in row if row[key] and key not in TIMED} for row in rows]
 
 
 def same_end(first: Path, second: Path) -> None:

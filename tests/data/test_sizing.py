@@ -223,11 +223,11 @@ def test_pictures_are_the_same_on_any_canvas(shapes_root: Path, tmp_path: Path) 
     for one, other in zip(squares, corners, strict=True):
         assert not torch.equal(one.windows, other.windows)
         pictures = [
-            _picture(batch, truth_as_detections(batch), 1, ["disc", "box", "triangle"], 0.5)
+            _picture(batch, truth_as_detections(batch), 1, ["disc", "box", "triangle"], 0.5, 512)
             for batch in (one, other)
         ]
         assert pictures[0].tobytes() == pictures[1].tobytes()
-        assert pictures[0].size == (2 * 6 * 96 + 4, 6 * 96)
+        assert pictures[0].size == (2 * 512 + 4, 512)
 
 
 def test_a_set_of_large_images_fits_a_square(tmp_path: Path) -> None:
