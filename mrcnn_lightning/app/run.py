@@ -32,7 +32,7 @@ from mrcnn_lightning.app.replay import kept_for_replay, prepare_replay
 from mrcnn_lightning.app.resume import go_on
 from mrcnn_lightning.app.run_folder import release
 from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
-from mrcnn_lightning.app.trackers import make_trackers
+from mrcnn_lightning.app.trackers import make_trackers, overrides
 from mrcnn_lightning.app.tuning import STAGES as TUNING
 from mrcnn_lightning.app.tuning import prepare_tuning, tune
 from mrcnn_lightning.app.values import check_values, unknown_metric
@@ -104,7 +104,9 @@ def _run(
         environment = describe_environment(data)
         record.note(environment=environment)
         for logger in trainer.loggers:
-            logger.log_hyperparams(resolved | {"environment": environment})
+            logger.log_hyperparams(
+                resolved | {"environment": environment, "overrides": overrides()}
+            )
     options = {"datamodule": data, "ckpt_path": cfg.ckpt_path, "weights_only": True}
     if cfg.stage == "fit":
         trainer.fit(task, **options)

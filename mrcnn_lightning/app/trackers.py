@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -54,6 +55,14 @@ def make_trackers(cfg: DictConfig, record: Record, phase: int | None) -> list[Lo
             )
         )
     return loggers
+
+
+def overrides() -> dict[str, str]:
+    """What the command line said, or the sweep for this job of it."""
+    if not HydraConfig.initialized():
+        return {}
+    parts = (override.partition("=") for override in HydraConfig.get().overrides.task)
+    return {key: value for key, _, value in parts}
 
 
 def _make(logger: DictConfig, can_go_on: bool, earlier: Identity | None) -> Any:

@@ -28,7 +28,7 @@ def draw_curves(title: str, curves: Mapping[str, Any]) -> Image.Image:
         curves: see `PrecisionRecall`.
     """
     ious = [key for key in curves if key != "recall"]
-    figure = Figure(figsize=(5.2 * len(ious), 4.6), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(ious), 4.2), layout="constrained")
     for panel, key in zip(np.atleast_1d(figure.subplots(1, len(ious))), ious, strict=True):
         _draw_panel(panel, f"{title} at IoU {key}", curves["recall"], curves[key])
     return _as_picture(figure)

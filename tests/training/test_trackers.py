@@ -99,9 +99,11 @@ def test_all_trackers_hold_the_same(
 def assert_mlflow_has_the_configuration(uri: str, run_id: str) -> None:
     from mlflow import MlflowClient
 
-    run = MlflowClient(uri).get_run(run_id)
+    client = MlflowClient(uri)
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.params["backbone.width"] == "8"
-    assert run.data.params["environment.versions.torch"] == torch.__version__
+    config: Any = OmegaConf.load(client.download_artifacts(run_id, "config.yaml"))
+    assert config.backbone.width == 8 and config.environment.versions.torch == torch.__version__
 
 
 def assert_pictures(run: Path, metrics: Contents, *, last: int) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from PIL import Image
 
 # MLflow's own: minutes before it gives a server up.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+# MLflow's pages show charts of training first, not of language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _MOST_METRICS = 1000  # of one request
 _MOST_PARAMS = 100
 
@@ -66,7 +68,7 @@ class MLflow(MLFlowLogger):
 
         client = self._mlflow_client
         if client.get_experiment_by_name(self._experiment_name) is None:
-            client.create_experiment(self._experiment_name, self._artifact_location)
+            client.create_experiment(self._experiment_name, self._artifact_location, tags=_KIND)
         if run_id is not None:
             try:
                 client.update_run(run_id, status="RUNNING")
@@ -97,13 +99,16 @@ class MLflow(MLFlowLogger):
         return steps | {int(found[1]) for file in self._files if (found := pattern.match(file))}
 
     def log_config(self, params: dict[str, Any]) -> None:
-        """Give the configuration: as parameters, which cannot be changed later, and as a file."""
+        """Give the configuration as a file, and what the command line said as parameters.
+
+        All of it as parameters would be hundreds, which MLflow shows above each picture.
+        Parameters cannot be changed later.
+        """
         from mlflow.entities import Param
 
         old = self.experiment.get_run(self.run_id).data.params
-        new = [
-            Param(key, value) for key, value in _leaves(params) if value != "" and key not in old
-        ]
+        said = {_key(name): value for name, value in params.get("overrides", {}).items()}
+        new = [Param(name, value) for name, value in said.items() if value and name not in old]
         for first in range(0, len(new), _MOST_PARAMS):
             self.experiment.log_batch(self.run_id, params=new[first : first + _MOST_PARAMS])
         self.experiment.log_dict(self.run_id, json.loads(json.dumps(params)), "config.yaml")
@@ -130,12 +135,3 @@ class MLflow(MLFlowLogger):
 def _key(name: str) -> str:
     """A name as Lightning gives it to MLflow, which takes few kinds of characters."""
     return re.sub("[^a-zA-Z0-9_/. -]+", "", name)
-
-
-def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Full keys and values of a configuration."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}".lstrip("."))
-    else:
-        yield place, str(tree)
