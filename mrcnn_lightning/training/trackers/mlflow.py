@@ -61,6 +61,7 @@ class MLflow(MLFlowLogger):
         self._files: list[str] | None = None
         self._begin(None if earlier is None else earlier["id"])
         self.identity = {"id": str(self.run_id)}
+        self._monitor = self._watch_machine(goes_on=earlier == self.identity)
 
     def _begin(self, run_id: str | None) -> None:
         """Find the run, or start one."""
@@ -83,6 +84,25 @@ class MLflow(MLFlowLogger):
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         else:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+    def _watch_machine(self, *, goes_on: bool) -> Any:
+        """MLflow's own thread that logs what the machine does, if its variable asks for it."""
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            return None
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(
+            self.run_id, resume_logging=goes_on, tracking_uri=self._tracking_uri
+        )
+        monitor.start()
+        return monitor
+
+    def close(self) -> None:
+        """End what runs beside the training."""
+        if self._monitor is not None:
+            self._monitor.finish()
 
     def steps_given(self, name: str) -> set[int]:
         """Steps at which MLflow has a metric, a picture or a table of this name."""
