@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb as wandb_package
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -159,6 +160,7 @@ def test_a_run_that_is_killed_goes_on_in_all_trackers(
 ) -> None:
     """Once before there is a checkpoint, once in the second epoch; the end is in a new folder."""
     uri, _ = server
+    wandb_package.teardown()  # processes that are forked would share its service
     first, second = tmp_path / "first", tmp_path / "second"
 
     def start(run: Path, kill_after: int, *more: str) -> int | None:
