@@ -85,7 +85,7 @@ class Wandb(WandbLogger):
 
     def steps_given(self, name: str) -> set[int]:
         """Steps at which W&B has a metric, a picture or a table of this name."""
-        if self._offline:
+        if self.experiment.offline or self.experiment.disabled:
             if self._rows is None:
                 files = Path(self.identity["folder"], "wandb").glob(
                     f"offline-run-*/run-{self._id}.wandb"
