@@ -14,6 +14,7 @@ from rich.progress import track
 
 from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
+from mrcnn_lightning.app.command_line import CONF
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.app.replay import replay_arguments
 from mrcnn_lightning.app.summary import render, summarize
@@ -153,7 +154,7 @@ def _model(words: list[str], num_classes: int) -> Rebuilt:
         if len(words) > 1:
             raise UserError(f"{file} is a checkpoint, which says all: give it alone")
         return load_checkpoint(file)
-    experiments = sorted(path.stem for path in (run.CONF / "experiment").glob("*.yaml"))
+    experiments = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
     overrides = []
     for word in words:
         is_override = "=" in word or word.startswith("~")
@@ -163,7 +164,7 @@ def _model(words: list[str], num_classes: int) -> Rebuilt:
                 "(KEY=VALUE)"
             )
         overrides.append(word if is_override else f"experiment={word}")
-    with hydra.initialize_config_dir(str(run.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, "run_dir=unused"])
     check_values(cfg)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -73,6 +73,18 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def or_exit() -> Iterator[None]:
+    """Print a user's error in one line and exit with 1, where no run has a folder for details."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if _HYDRAS in os.environ:
+            raise
+        say(f"error: {sentence(error)}")
+        sys.exit(1)
+
+
+@contextmanager
 def in_one_sentence(folder: str | Path, *, in_sweep: bool) -> Iterator[None]:
     """Print a user's error in one line and exit with 1; the traceback goes to files.
 

@@ -10,9 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mrcnn_lightning.app.command_line import override
 from mrcnn_lightning.app.ranks import own_rank
 from mrcnn_lightning.app.resume import last_checkpoint
-from mrcnn_lightning.app.stopping import override
 from mrcnn_lightning.training.callbacks.first_not_finite import FirstNotFinite
 from mrcnn_lightning.training.divergence import DivergedError
 from mrcnn_lightning.user_error import UserError

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import distributed
 
+from mrcnn_lightning.app.command_line import CONF
 from mrcnn_lightning.app.devices import check_devices, check_nodes, check_trainer
 from mrcnn_lightning.app.environment import describe_environment
 from mrcnn_lightning.app.errors import ERROR_FILE, composed, in_one_sentence
@@ -41,6 +42,7 @@ from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import IOU_TYPES
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.training.callbacks.best_checkpoint import BestCheckpoint
+from mrcnn_lightning.training.callbacks.pruning import Pruning
 from mrcnn_lightning.training.task import DetectionTask
 from mrcnn_lightning.training.trackers.guarded import Guarded
 from mrcnn_lightning.user_error import UserError
@@ -48,9 +50,6 @@ from mrcnn_lightning.weights.load import load_weights
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel has the configuration inside the package, a checkout beside it.
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 _build = partial(hydra.utils.instantiate, _convert_="all")
 
 
@@ -70,6 +69,11 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
     _require_checkpoint(cfg.ckpt_path)
     if cfg.stage not in ("fit", *TUNING) and cfg.ckpt_path is None and cfg.weights is None:
         raise UserError(f"stage={cfg.stage} needs a trained model: give ckpt_path or weights")
+    if cfg.trial is not None and cfg.phases and cfg.callbacks.get("pruning"):
+        raise UserError(
+            "phases and callbacks.pruning do not go together, a phase counts its own steps: say "
+            "callbacks.pruning=null"
+        )
     if cfg.resume is not None:
         outcome = go_on(cfg)
         if outcome is not None:
@@ -113,6 +117,8 @@ def _run(
         if task.scored_at != trainer.global_step and trainer.limit_val_batches:
             trainer.validate(task, datamodule=data, verbose=False)
         _say_what_is_best(trainer, record)
+        if _was_pruned(trainer):
+            record.note(status="pruned")
     elif cfg.stage == "predict":
         trainer.predict(task, return_predictions=False, **options)
     elif cfg.stage in TUNING:
@@ -160,6 +166,11 @@ def _say_what_is_best(trainer: lightning.Trainer, record: Record) -> None:
             score, path = float(callback.best_model_score), callback.best_model_path
             log.info("best %s %.3f: mrcnn predict %s PHOTOS", callback.monitor, score, path)
             record.note(best_checkpoint=path)
+
+
+def _was_pruned(trainer: lightning.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(each, Pruning) and each.pruned_at for each in callbacks)
 
 
 def _warn_of_noise(model: Detector) -> None:

@@ -25,6 +25,7 @@ except ImportError:  # Windows: folders are the runs' own, but nobody is kept ou
     fcntl = None  # type: ignore[assignment]
 
 _KEYS = {"run": "run_dir", "sweep": "hydra.sweep.dir"}
+_SHARED_BY = "hydra_plugins.mrcnn_sweeps.OptunaSweeper"  # several commands work on one study
 _HYDRAS_OWN = "${hydra:runtime.output_dir}"
 _WAIT = timedelta(minutes=30)  # as long as torch waits for all processes
 _held: list[TextIO] = []
@@ -147,7 +148,8 @@ def _make(config: DictConfig, mode: str) -> str:
             if not is_new:
                 raise
             folder = wanted.with_name(f"{wanted.name}_{number}")
-    _hold(folder, _KEYS[mode])
+    if mode == "run" or config.hydra.sweeper._target_ != _SHARED_BY:
+        _hold(folder, _KEYS[mode])
     return str(folder)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, new_group
 
+from mrcnn_lightning.app.command_line import command_with, override
 from mrcnn_lightning.app.errors import say
 from mrcnn_lightning.app.phases import save_last
 from mrcnn_lightning.app.ranks import own_rank
@@ -233,15 +233,8 @@ def _requeue(job: str) -> str:
 
 def command_line(checkpoint: str | None, *, in_sweep: bool) -> str:
     """The command of this run, or of this job of a sweep, that goes on from a checkpoint."""
-    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     overrides = list(HydraConfig.get().overrides.task) if in_sweep else sys.argv[1:]
     if checkpoint is not None:
         overrides = [each for each in overrides if not re.match(r"\+*ckpt_path=", each)]
         overrides.append(override("ckpt_path", checkpoint))
-    return shlex.join([*program, *overrides])
-
-
-def override(key: str, value: str) -> str:
-    """What Hydra reads as that value, whatever letters are in it."""
-    quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return f"{key}={value}" if re.fullmatch(r"[\w/.\-]+", value) else f"{key}='{quoted}'"
+    return command_with(overrides)

@@ -1,0 +1,84 @@
+"""Ends a trial of a search that does worse than the others did."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import optuna
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from mrcnn_lightning.training.studies import ADDRESS, open_storage
+
+
+class Pruning(Callback):
+    """Reports each evaluation to the study, and ends the fit on all ranks if the pruner says so.
+
+    Rank 0 asks. The last evaluation is reported too, but ends nothing any more. A study that cannot
+    be reached is one warning.
+
+    Args:
+        monitor: the metric.
+        pruner: one of Optuna's.
+        trial: `study_name` and `number`; None is no trial of a search, where this does nothing.
+
+    Attributes:
+        pruned_at: the step at which the fit was ended.
+    """
+
+    def __init__(
+        self, *, monitor: str, pruner: optuna.pruners.BasePruner, trial: Mapping[str, Any] | None
+    ) -> None:
+        self.monitor, self.pruner, self.trial = monitor, pruner, trial
+        self.pruned_at: int | None = None
+        self._opened: optuna.trial.Trial | None = None
+        self._has_warned = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Report and decide."""
+        if self.trial is None or trainer.sanity_checking or not trainer.training:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        is_worse = trainer.is_global_zero and self._is_worse(value, trainer.global_step)
+        has_more = trainer.global_step < trainer.estimated_stepping_batches
+        if trainer.strategy.broadcast(is_worse and has_more):
+            trainer.should_stop = True
+            self.pruned_at = trainer.global_step
+
+    def _is_worse(self, value: float, step: int) -> bool:
+        try:
+            trial = self._open()
+            known = trial.study._storage.get_trial(trial._trial_id).intermediate_values
+            if step not in known:  # a resumed run makes up for an evaluation that was cut off
+                trial.report(value, step)
+            is_worse = trial.should_prune()
+            if is_worse:
+                trial.set_user_attr("pruned_at", step)
+        except Exception as error:  # whatever a database says is no reason to end a training
+            if not self._has_warned:
+                line = (str(error) or type(error).__name__).partition("\n")[0]
+                rank_zero_warn(f"callbacks.pruning: the study cannot be reached: {line}")
+                self._has_warned = True
+            return False
+        return is_worse
+
+    def _open(self) -> optuna.trial.Trial:
+        """The trial, as the search has made it."""
+        if self._opened is None:
+            assert self.trial is not None
+            address = os.environ.get(ADDRESS)
+            if address is None:
+                raise OSError(f"{ADDRESS} is not set, as a sweep does")
+            study = optuna.load_study(
+                study_name=self.trial["study_name"],
+                storage=open_storage(address),
+                pruner=self.pruner,
+            )
+            (frozen,) = (
+                each
+                for each in study.get_trials(deepcopy=False)
+                if each.number == self.trial["number"]
+            )
+            self._opened = optuna.trial.Trial(study, frozen._trial_id)
+        return self._opened
