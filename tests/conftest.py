@@ -191,7 +191,7 @@ def run_main(
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
         monkeypatch.setenv("COLUMNS", "200")
         capfd.readouterr()
         status = 0

@@ -17,7 +17,9 @@ from mrcnn_lightning.app import run
 from mrcnn_lightning.app.command_line import CONF
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.app.replay import replay_arguments
+from mrcnn_lightning.app.runs import find_runs, print_diff, print_runs, read_run
 from mrcnn_lightning.app.summary import render, summarize
+from mrcnn_lightning.app.sweeps.wandb_sweep import wandb_sweep
 from mrcnn_lightning.app.values import check_values
 from mrcnn_lightning.checkpoint import Description, Rebuilt, load_checkpoint
 from mrcnn_lightning.data.download import download_coco as download
@@ -134,6 +136,47 @@ def replay(
         raise _fail(error) from error
     sys.argv = [str(Path(run.__file__)), *arguments]
     run.main()
+
+
+@app.command()
+def runs(
+    folder: Annotated[
+        str, typer.Argument(help="With runs in it, at any depth; or the word diff.")
+    ] = "runs",
+    both: Annotated[
+        list[Path] | None, typer.Argument(metavar="[A B]", help="After diff: two runs' folders.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="A column; `ap` is best first.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="A file for the whole table.")] = None,
+) -> None:
+    """Show runs: how each ended, its AP, its time, and in what their configurations differ.
+
+    `mrcnn runs diff A B` shows in what two runs differ.
+    """
+    try:
+        if folder != "diff":
+            if both:
+                raise UserError(f"one folder is enough: {folder}")
+            print_runs(folder, find_runs(folder), sort=sort, file=csv)
+        elif both is None or len(both) != 2:
+            raise UserError("mrcnn runs diff takes two folders of runs: mrcnn runs diff A B")
+        else:
+            print_diff(*map(read_run, both))
+    except USER_ERRORS as error:
+        raise _fail(sentence(error)) from error
+
+
+@app.command()
+def sweep_config(
+    overrides: Annotated[
+        list[str], typer.Argument(help="As for training, with hparams_search=NAME or ranges.")
+    ],
+) -> None:
+    """Print a search as the yaml that `wandb sweep` takes."""
+    try:
+        print(wandb_sweep(overrides), end="")
+    except (*USER_ERRORS, HydraException) as error:
+        raise _fail(sentence(error)) from error
 
 
 @app.command()

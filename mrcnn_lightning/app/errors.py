@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
+    HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
@@ -67,6 +68,13 @@ def stop_asking_hydra() -> None:
         _asked_hydra = False
 
 
+def ask_hydra() -> None:
+    """Let the error that follows come through Hydra to `composed`, which prints it in one line."""
+    global _asked_hydra
+    if _HYDRAS not in os.environ:
+        os.environ[_HYDRAS], _asked_hydra = "1", True
+
+
 def say(text: str) -> None:
     """Print to the error stream."""
     print(text, file=sys.stderr, flush=True)
@@ -77,7 +85,7 @@ def or_exit() -> Iterator[None]:
     """Print a user's error in one line and exit with 1, where no run has a folder for details."""
     try:
         yield
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, HydraException) as error:
         if _HYDRAS in os.environ:
             raise
         say(f"error: {sentence(error)}")

@@ -20,6 +20,8 @@ _OWN = ("run", "status", "ap", "steps", "seconds")
 # Keys that say where a run is, not what it trains.
 _PLACES = ("run_dir", "resume", "ckpt_path", "trial", "launcher")
 _MOST_KEYS = 8
+_NO_LIMIT = 10_000  # characters of a line
+_WIDEST = 40  # characters of a column
 _MISSING = ""
 
 
@@ -155,10 +157,13 @@ def print_diff(first: Run, second: Run) -> None:
 def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(escape(column), max_width=_WIDEST, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    # A table that is too wide for the terminal is not squeezed: lines can be cut and searched.
+    wanted = console.measure(table, options=console.options.update(max_width=_NO_LIMIT)).maximum
+    Console(highlight=False, width=max(console.width, wanted)).print(table)
 
 
 def _row(run: Run, folder: Path) -> dict[str, Any]:

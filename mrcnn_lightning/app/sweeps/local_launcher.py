@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,13 +21,15 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from mrcnn_lightning.app.command_line import CONF, command_with, of_jobs, override
-from mrcnn_lightning.app.errors import say
+from mrcnn_lightning.app.errors import ask_hydra, say, stop_asking_hydra
 from mrcnn_lightning.app.record import read_record
 from mrcnn_lightning.app.runs import print_runs, read_run
 from mrcnn_lightning.app.sweeps.jobs import OUTPUT, Outcome, jobs
 from mrcnn_lightning.user_error import UserError
 
 log = logging.getLogger(__name__)
+
+_FOLDER = re.compile(r"(run_dir|hydra\.sweep\.dir)=")
 
 
 class _Job(NamedTuple):
@@ -105,23 +108,32 @@ class LocalJobs:
         Raises:
             SystemExit: the sweep was told to end, and all its jobs have.
         """
+        stop_asking_hydra()
         every = [self._job(list(each), first + index) for index, each in enumerate(overrides)]
         with jobs.told(), ThreadPoolExecutor(self.n_jobs) as pool:
             if self.n_jobs == 1 or len(every) == 1:
                 outcomes = [self._run(job) for job in every]
             else:
                 outcomes = list(pool.map(self._run, every))
-        started = [job.folder for job in every if read_record(job.folder) is not None]
-        if len(every) > 1 and started:
-            print_runs(self.sweep_dir, [read_run(folder) for folder in started])
-        if jobs.signum is not None and threading.current_thread() is threading.main_thread():
-            end_as_told([*sys.argv[1:], override("run_dir", str(self.sweep_dir))])
+        if len(every) > 1:
+            self._print(every)
+        is_own_sweep = threading.current_thread() is threading.main_thread()
+        if jobs.signum is not None and is_own_sweep:
+            own = [each for each in sys.argv[1:] if not _FOLDER.match(each)]
+            end_as_told([*own, override("run_dir", str(self.sweep_dir))])
         failed = [job.name for job, outcome in zip(every, outcomes, strict=True) if outcome.error]
+        if failed and is_own_sweep:
+            ask_hydra()
         sentence = f"{len(failed)} of {len(every)} jobs failed: {', '.join(failed)}"
         return [
-            _returned(job, outcome, f"error: {sentence} in {self.sweep_dir}")
+            _returned(job, outcome, f"{sentence} (in {self.sweep_dir})")
             for job, outcome in zip(every, outcomes, strict=True)
         ]
+
+    def _print(self, every: list[_Job]) -> None:
+        started = [job.folder for job in every if read_record(job.folder) is not None]
+        if started:
+            print_runs(self.sweep_dir, [read_run(folder) for folder in started])
 
     def _job(self, overrides: list[str], number: int) -> _Job:
         with self._composing:

@@ -248,7 +248,6 @@ class Search:
             self._left.add(trial.number)
             return
         if error is not None:
-            log.warning("trial %d failed: %s", trial.number, error)
             patiently(lambda: trial.set_user_attr(ERROR, error), self.address)
             self._tell(trial, TrialState.FAIL, None)
         elif status == "pruned":
