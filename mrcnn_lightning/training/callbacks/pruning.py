@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import optuna
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from mrcnn_lightning.training.studies import ADDRESS, open_storage
@@ -37,7 +38,8 @@ class Pruning(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Report and decide."""
-        if self.trial is None or trainer.sanity_checking or not trainer.training:
+        is_fit = trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking
+        if self.trial is None or not is_fit:
             return
         value = float(trainer.callback_metrics[self.monitor])
         is_worse = trainer.is_global_zero and self._is_worse(value, trainer.global_step)

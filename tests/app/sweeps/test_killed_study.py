@@ -28,7 +28,6 @@ def test_killed_twice(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
         "optimizer.weight_decay=tag(log,interval(1e-4,1e-1))",
         "hydra.sweeper.sampler.n_startup_trials=4",
         "callbacks.pruning.pruner.n_startup_trials=3",
-        "backbone.width=16",
         "callbacks.pictures=null",
         "trainer.max_epochs=15",
         "trainer.check_val_every_n_epoch=3",

@@ -1,0 +1,84 @@
+"""A trial that does worse than the others ends, on all ranks, and the study says where."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState, create_trial
+
+from mrcnn_lightning.training.studies import ADDRESS, open_storage
+from tests.conftest import command
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def words(
+    tiny: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Those of trial 2 of a study whose other two found everything at steps 6 and 12."""
+    address = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="s", storage=open_storage(address), direction="maximize")
+    for _ in range(2):
+        study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE, value=1.0, intermediate_values={6: 1.0, 12: 1.0}
+            )
+        )
+    study.ask()
+    monkeypatch.setenv(ADDRESS, address)
+    return tiny(
+        "hparams_search=optuna",
+        "hydra.mode=RUN",
+        "trial={study_name:s,number:2}",
+        "callbacks.pruning.pruner.n_startup_trials=2",
+        "callbacks.pictures=null",
+        "trainer.max_epochs=2",
+        "trainer.check_val_every_n_epoch=1",
+        f"run_dir={tmp_path}/run",
+    )
+
+
+def trial(tmp_path: Path) -> optuna.trial.FrozenTrial:
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    return optuna.load_study(study_name="s", storage=storage).trials[2]
+
+
+def test_a_worse_trial_is_pruned(run_main: Run, words: list[str], tmp_path: Path) -> None:
+    status, output = run_main(*words)
+    assert status == 0, output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("pruned", 6)
+    assert list(trial(tmp_path).intermediate_values) == [6]  # the check before training is none
+    assert trial(tmp_path).user_attrs["pruned_at"] == 6
+    status, output = run_main(*words, "resume=auto")
+    assert status == 0 and "is pruned: AP" in output  # at once
+    status, output = run_main(*words, "trainer.max_epochs=1", f"run_dir={tmp_path}/short")
+    record = json.loads((tmp_path / "short" / "run.json").read_text())
+    assert record["status"] == "finished"  # there was nothing left to save
+
+
+def test_a_study_that_is_away_is_one_warning(
+    run_main: Run, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "study.db").write_text("this is no database at all, but some other file" * 100)
+    status, output = run_main(*words)
+    assert status == 0, output
+    assert output.count("callbacks.pruning: the study cannot be reached") == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("finished", 12)
+    status, output = run_main(*words, "phases=[{trainer.max_epochs:1}]")
+    assert status == 1 and "error: phases and callbacks.pruning do not go together" in output
+
+
+@pytest.mark.slow
+def test_all_ranks_end_together(words: list[str], tmp_path: Path) -> None:
+    process = command(*words, "trainer.accelerator=cpu", "trainer.devices=2", cwd=tmp_path)
+    assert process.returncode == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("pruned", 6)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
