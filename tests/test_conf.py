@@ -9,10 +9,12 @@ import hydra
 import pytest
 import torch
 import yaml
+from hydra.core.plugins import Plugins
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from mrcnn_lightning.app.run import CONF
+from mrcnn_lightning.app.sweeps.search_space import as_override, read_space
 from mrcnn_lightning.app.values import check_values
 from mrcnn_lightning.models.backbones.backbone import Backbone
 from tests.conftest import compose
@@ -128,7 +130,7 @@ def test_keys_are_the_arguments(choices: tuple[str, ...]) -> None:
 def test_every_group_was_looked_at() -> None:
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     looked_at = {choice.partition("=")[0] for choices in CHOICES for choice in choices}
-    assert groups - looked_at <= {"hparams_search", "launcher", "local"}
+    assert groups - looked_at <= {"hparams_search", "hydra", "launcher", "local"}
 
 
 # Whose files may set what is not theirs: a recipe chooses groups, the others are the user's.
@@ -312,11 +314,44 @@ def test_every_form_of_detectron2s_has_a_recipe() -> None:
             assert f"override /model: {model}\n" in recipes, model
 
 
-def test_the_search_sweeps_the_learning_rate() -> None:
+@pytest.mark.parametrize("name", options("hparams_search"))
+def test_searches(name: str) -> None:
+    """Each sweeps what its configuration has, with the keys that the sweeper takes."""
+    words = ["experiment=shapes", f"hparams_search={name}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", ["hparams_search=lr"], return_hydra_config=True)
-    assert cfg.hydra.mode.name == "MULTIRUN"
-    assert "optimizer.lr" in cfg.hydra.sweeper.params
+        cfg = hydra.compose("train", [*words, "run_dir=x"], return_hydra_config=True)
+        assert cfg.hydra.mode.name == "MULTIRUN"
+        sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+        ranges = read_space(sweeper["params"] or {}, words).ranges
+        first = [
+            as_override(key, each.choices[0] if hasattr(each, "choices") else each.high)
+            for key, each in ranges.items()
+        ]
+        check_values(hydra.compose("train", [*words, *first, "run_dir=x"]))
+    assert bool(ranges) == (name != "optuna")
+    if name != "lr":
+        target = Plugins.instance().class_name_to_class[sweeper.pop("_target_")]
+        assert set(sweeper) == set(inspect.signature(target).parameters)
+        assert cfg.hydra.sweep.dir == f"runs/shapes/{sweeper['study_name']}"
+
+
+def test_the_local_launcher_has_the_keys_that_it_takes() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", ["launcher.n_jobs=3"], return_hydra_config=True)
+    launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+    target = Plugins.instance().class_name_to_class[launcher.pop("_target_")]
+    assert launcher == {"n_jobs": 3, "gpus_per_job": None}
+    assert set(launcher) == set(inspect.signature(target).parameters)
+
+
+@pytest.mark.parametrize("name", options("hydra/sweeper/sampler"))
+def test_samplers(name: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        words = ["hparams_search=optuna", f"hydra/sweeper/sampler={name}"]
+        cfg = hydra.compose("train", words, return_hydra_config=True)
+    sampler: Any = OmegaConf.to_container(cfg.hydra.sweeper.sampler)
+    arguments = inspect.signature(get_object(sampler["_target_"])).parameters
+    assert set(sampler) - {"_target_", "_partial_"} <= set(arguments)
 
 
 def test_experiments_say_their_command_first() -> None:

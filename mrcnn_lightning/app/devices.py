@@ -76,7 +76,7 @@ def check_devices(
     Args:
         accelerator: as for Lightning's trainer.
         devices: likewise.
-        in_sweep: whether this is one job of a sweep in this process.
+        in_sweep: whether this process runs one job of a sweep after the other.
 
     Raises:
         UserError: in one sentence, what is missing and what to do.
@@ -104,9 +104,8 @@ def check_devices(
         raise UserError(f"trainer.devices={num}, but this machine has {num_gpus} GPUs")
     if in_sweep and num > 1 and not SLURMEnvironment.detect():
         raise UserError(
-            f"trainer.devices={num} under --multirun: a job of a sweep cannot start further "
-            "processes; sweep on one device a job, or give the sweep launcher=slurm, whose jobs "
-            "start with all their processes"
+            f"trainer.devices={num} with hydra/launcher=basic: its jobs are in this process and "
+            "cannot start further ones; leave it out, and each job is a process of its own"
         )
 
 

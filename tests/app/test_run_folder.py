@@ -44,7 +44,8 @@ def test_runs_that_start_at_the_same_time_have_folders_of_their_own(tmp_path: Pa
 def test_a_sweep_has_a_folder_of_its_own(run_main: Run, tmp_path: Path) -> None:
     other = tmp_path / "sweeps" / f"{datetime.now():%Y}"
     other.mkdir(parents=True)
-    status, _ = run_main("-m", "stage=fitt,fitx", "hydra.sweep.dir='sweeps/${now:%Y}'")
+    in_process = "hydra/launcher=basic"
+    status, _ = run_main("-m", in_process, "stage=fitt,fitx", "hydra.sweep.dir='sweeps/${now:%Y}'")
     assert status == 1 and not list(other.iterdir())
     assert (other.with_name(f"{other.name}_2") / "1" / "error.txt").is_file()
 

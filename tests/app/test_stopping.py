@@ -173,7 +173,9 @@ def test_a_sweep_of_phases_ends_with_the_job_that_is_stopped(
 ) -> None:
     phases = "phases=[{trainer.max_steps:3},{trainer.max_steps:1}]"
     common = [*SHORT, "trainer.limit_val_batches=0", phases, "optimizer.lr=0.005,0.01"]
-    status, output = run_main("-m", *tiny(*common, *tells((signal.SIGINT, 1, "training"))))
+    status, output = run_main(
+        "-m", "hydra/launcher=basic", *tiny(*common, *tells((signal.SIGINT, 1, "training")))
+    )
     assert status == 130, output[-2000:]
     (sweep,) = (tmp_path / "runs" / "shapes").iterdir()
     assert [job.name for job in sweep.iterdir() if job.is_dir()] == ["0"]
