@@ -72,7 +72,8 @@ def test_commands(command: str) -> None:
 
 def _single_values(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep, the first value of each swept key alone."""
-    return [[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in overrides]]
+    first = [re.sub(r"=.*interval\(([^,]+),.*", r"=\1", override) for override in overrides]
+    return [[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in first]]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/prediction.md"])

@@ -58,7 +58,7 @@ def main(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and end."),
     ] = False,
 ) -> None:
-    """Mask R-CNN and Faster R-CNN: train, predict, look at models."""
+    """Mask R-CNN and Faster R-CNN: train, predict, look at models and runs."""
 
 
 @app.command()

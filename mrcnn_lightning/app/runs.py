@@ -128,7 +128,7 @@ def print_runs(
             writer.writeheader()
             writer.writerows(row | {"error": errors[row["run"]]} for row in rows)
     shown = [*_OWN, *list(varied)[:_MOST_KEYS]]
-    _print(shown, ([_text(key, row[key]) for key in shown] for row in rows))
+    print_table(shown, ([_text(key, row[key]) for key in shown] for row in rows))
     if len(varied) > _MOST_KEYS:
         print(f"{len(varied) - _MOST_KEYS} more keys differ: --csv FILE has all of them")
 
@@ -151,17 +151,17 @@ def print_diff(first: Run, second: Run) -> None:
         print(name if rows else f"{name}: the same")
         if rows:
             columns = ("key", str(first.folder), str(second.folder))
-            _print(columns, ([key, *map(str, values)] for key, values in rows.items()))
+            print_table(columns, ([key, *map(str, values)] for key, values in rows.items()))
 
 
-def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as wide as it needs to be: one line a row, which can be cut and searched."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(escape(column), max_width=_WIDEST, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console(highlight=False)
-    # A table that is too wide for the terminal is not squeezed: lines can be cut and searched.
     wanted = console.measure(table, options=console.options.update(max_width=_NO_LIMIT)).maximum
     Console(highlight=False, width=max(console.width, wanted)).print(table)
 

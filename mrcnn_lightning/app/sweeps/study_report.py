@@ -12,14 +12,13 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from mrcnn_lightning.app.runs import print_table
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 10
+_INCHES = 3.0  # of a picture's width for each parameter
 _PICTURES = {
     "history": "plot_optimization_history",
     "importances": "plot_param_importances",
@@ -76,20 +75,18 @@ def _write_csv(trials: list[FrozenTrial], file: Path) -> None:
 def _print_best(trials: list[FrozenTrial], *, is_descending: bool) -> None:
     trials = sorted(trials, key=lambda each: each.value or 0.0, reverse=is_descending)[:_SHOWN]
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    table = Table(box=box.SIMPLE_HEAD, title="best trials")
-    for column in ("trial", "AP", "seconds", *names):
-        table.add_column(escape(column), overflow="fold")
-    for trial in trials:
-        values = [
-            f"{trial.params[name]:.4g}"
-            if isinstance(trial.params.get(name), float)
-            else str(trial.params.get(name, ""))
-            for name in names
-        ]
-        row = [str(trial.number), f"{trial.value:.3f}", f"{_seconds(trial) or 0:.0f}", *values]
-        table.add_row(*map(escape, row))
-    if trials:
-        Console(highlight=False).print(table)
+    rows = [
+        [str(trial.number), f"{trial.value:.3f}", f"{_seconds(trial) or 0:.0f}"]
+        + [_text(trial.params.get(name, "")) for name in names]
+        for trial in trials
+    ]
+    if rows:
+        print("best trials")
+        print_table(["trial", "ap", "seconds", *names], rows)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _seconds(trial: FrozenTrial) -> float | None:
@@ -105,7 +102,9 @@ def _draw(study: optuna.Study, folder: Path) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                getattr(optuna.visualization.matplotlib, function)(study)
+                getattr(optuna.visualization.matplotlib, function)(study, target_name="AP")
+            width = _INCHES * max(3, 1 + len(study.best_params))
+            pyplot.gcf().set_size_inches(width, 2 * _INCHES)
             pyplot.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
         except (ValueError, RuntimeError, OSError) as error:
             log.warning("%s.png is not drawn: %s", name, error)
