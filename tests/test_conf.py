@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from mrcnn_lightning.app.run import CONF
-from mrcnn_lightning.app.sweeps.search_space import as_override, read_space
+from mrcnn_lightning.app.sweeps.search_space import as_override, first_value, read_space
 from mrcnn_lightning.app.values import check_values
 from mrcnn_lightning.models.backbones.backbone import Backbone
 from tests.conftest import compose
@@ -323,10 +323,7 @@ def test_searches(name: str) -> None:
         assert cfg.hydra.mode.name == "MULTIRUN"
         sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
         ranges = read_space(sweeper["params"] or {}, words).ranges
-        first = [
-            as_override(key, each.choices[0] if hasattr(each, "choices") else each.high)
-            for key, each in ranges.items()
-        ]
+        first = [as_override(key, first_value(each)) for key, each in ranges.items()]
         check_values(hydra.compose("train", [*words, *first, "run_dir=x"]))
     assert bool(ranges) == (name != "optuna")
     if name != "lr":

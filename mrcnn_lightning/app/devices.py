@@ -76,7 +76,7 @@ def check_devices(
     Args:
         accelerator: as for Lightning's trainer.
         devices: likewise.
-        in_sweep: whether this process runs one job of a sweep after the other.
+        in_sweep: whether this is a job of a sweep in a process of its launcher.
 
     Raises:
         UserError: in one sentence, what is missing and what to do.
@@ -104,8 +104,8 @@ def check_devices(
         raise UserError(f"trainer.devices={num}, but this machine has {num_gpus} GPUs")
     if in_sweep and num > 1 and not SLURMEnvironment.detect():
         raise UserError(
-            f"trainer.devices={num} with hydra/launcher=basic: its jobs are in this process and "
-            "cannot start further ones; leave it out, and each job is a process of its own"
+            f"trainer.devices={num}, but this sweep's launcher runs each job on one device: say "
+            "launcher=local, whose jobs are processes of their own, or launcher=slurm"
         )
 
 

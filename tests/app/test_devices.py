@@ -14,7 +14,7 @@ from mrcnn_lightning.app.devices import check_devices, check_nodes
         (0, "gpu", 1, False, "accelerator=gpu, but this machine has no GPU"),
         (2, "auto", 4, False, "devices=4, but this machine has 2 GPUs"),
         (2, "gpu", [0, 1, 2], False, "devices=3, but this machine has 2 GPUs"),
-        (0, "cpu", 2, True, "devices=2 with hydra/launcher=basic"),
+        (0, "cpu", 2, True, "devices=2, but this sweep's launcher"),
         (0, "auto", 1, True, None),
         (0, "cpu", 2, False, None),
         (2, "auto", 2, False, None),

@@ -172,7 +172,7 @@ def test_several_devices_in_a_sweep_in_one_process_are_refused(
     devices = ("trainer.accelerator=cpu", "trainer.devices=2", "hydra/launcher=basic")
     status, output = run_main("-m", *tiny("optimizer.lr=0.005,0.01", *devices))
     assert status == 1 and "Traceback" not in output
-    assert "error: trainer.devices=2 with hydra/launcher=basic" in output
+    assert "error: trainer.devices=2, but this sweep's launcher" in output
 
 
 @pytest.mark.parametrize(

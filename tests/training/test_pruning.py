@@ -3,12 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import TrialState, create_trial
 
+from mrcnn_lightning.training.callbacks.pruning import Pruning
 from mrcnn_lightning.training.studies import ADDRESS, open_storage
 from tests.conftest import command
 
@@ -56,9 +60,24 @@ def test_a_worse_trial_is_pruned(run_main: Run, words: list[str], tmp_path: Path
     assert trial(tmp_path).user_attrs["pruned_at"] == 6
     status, output = run_main(*words, "resume=auto")
     assert status == 0 and "is pruned: AP" in output  # at once
-    status, output = run_main(*words, "trainer.max_epochs=1", f"run_dir={tmp_path}/short")
-    record = json.loads((tmp_path / "short" / "run.json").read_text())
-    assert record["status"] == "finished"  # there was nothing left to save
+
+
+def test_the_last_evaluation_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pruning, "_is_worse", lambda *_: True)
+    for step, is_pruned in ((6, True), (12, False)):
+        trainer: Any = SimpleNamespace(
+            state=SimpleNamespace(fn=TrainerFn.FITTING),
+            sanity_checking=False,
+            is_global_zero=True,
+            callback_metrics={"val/ap": 0.1},
+            global_step=step,
+            estimated_stepping_batches=12,
+            strategy=SimpleNamespace(broadcast=lambda value: value),
+            should_stop=False,
+        )
+        pruning = Pruning(monitor="val/ap", pruner=optuna.pruners.NopPruner(), trial={"number": 0})
+        pruning.on_validation_end(trainer, None)
+        assert (trainer.should_stop, pruning.pruned_at is not None) == (is_pruned, is_pruned)
 
 
 def test_a_study_that_is_away_is_one_warning(

@@ -168,9 +168,12 @@ def _outcome(folder: Path, record: dict[str, Any], status: int, *, was_told: boo
 
 
 def _first_failure(folder: Path) -> str | None:
-    """What a run noted that failed before it had a record."""
-    with suppress(OSError):
-        return (folder / ERROR_FILE).read_text("utf-8").partition("\n")[0].removeprefix("error: ")
+    """What a run said that failed before it had a record, or before it had a folder."""
+    for file, part in ((ERROR_FILE, slice(1)), (OUTPUT, slice(-1, None))):
+        with suppress(OSError):
+            for line in (folder / file).read_text("utf-8", "replace").splitlines()[part]:
+                if line.startswith("error: "):
+                    return line.removeprefix("error: ")
     return None
 
 

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mrcnn_lightning.app.command_line import CONF, command_with, of_jobs, override
 from mrcnn_lightning.app.errors import ask_hydra, say, stop_asking_hydra
@@ -96,7 +96,6 @@ class LocalJobs:
         self._groups: SimpleQueue[str] = SimpleQueue()
         for group in groups:
             self._groups.put(group)
-        self._composing = threading.Lock()  # Hydra's configuration is a global
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run jobs and wait for all of them; one that fails does not end the others.
@@ -136,24 +135,32 @@ class LocalJobs:
             print_runs(self.sweep_dir, [read_run(folder) for folder in started])
 
     def _job(self, overrides: list[str], number: int) -> _Job:
-        with self._composing:
-            setup_globals()
-            cfg = self.context.config_loader.load_sweep_config(self.config, overrides)
-            with open_dict(cfg):
-                cfg.hydra.job.id = cfg.hydra.job.num = number
-            before = HydraConfig.instance().cfg
-            HydraConfig.instance().set_config(cfg)
-            name, stage = str(cfg.hydra.sweep.subdir), cfg.stage
-            HydraConfig.instance().cfg = before
+        name = self._folder(overrides, number)
         folder = self.sweep_dir / name
         own = of_jobs([*overrides, *self.config.hydra.overrides.hydra])
-        if stage == "fit" and cfg.resume is None:
+        words = dict(each.split("=", 1) for each in own if "=" in each)
+        if words.get("stage", self.config.stage) == "fit" and "resume" not in words:
             own.append("resume=auto")
         own += ["hydra.mode=RUN", override("run_dir", str(folder))]
         command = [sys.executable, sys.argv[0], *_config_options(self.config), *own]
         written = {*self.config.hydra.overrides.task, "resume=auto"}
         varied = [each for each in overrides if each not in written]
         return _Job(name, folder, overrides, varied, command)
+
+    def _folder(self, overrides: list[str], number: int) -> str:
+        """The job's folder within the sweep's, mostly its number."""
+        written: Any = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        if written["subdir"] == "${hydra:job.num}":
+            return str(number)
+        setup_globals()
+        cfg = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(cfg):
+            cfg.hydra.job.id = cfg.hydra.job.num = number
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(cfg)
+        name = str(cfg.hydra.sweep.subdir)
+        HydraConfig.instance().cfg = before
+        return name
 
     def _run(self, job: _Job) -> Outcome:
         with self._gpus() as environment:

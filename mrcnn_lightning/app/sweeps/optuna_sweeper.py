@@ -29,6 +29,7 @@ from mrcnn_lightning.app.sweeps.local_launcher import end_as_told
 from mrcnn_lightning.app.sweeps.locks import is_run_alive, take_lock
 from mrcnn_lightning.app.sweeps.search_space import (
     as_override,
+    first_value,
     grid,
     num_combinations,
     read_space,
@@ -100,6 +101,10 @@ class Search:
         elif isinstance(sampler, partial):
             sampler = sampler()
         self.sampler, self.direction = sampler, direction
+        if self.custom is None:  # before a trial could fail of it
+            first = [as_override(key, first_value(each)) for key, each in self.space.ranges.items()]
+            overrides = [*self.space.fixed.values(), *first]
+            context.config_loader.load_sweep_config(config, overrides)
         self._left: set[int] = set()  # trials that were stopped, for the next command
         self._failure: UserError | None = None
 

@@ -66,6 +66,14 @@ def as_override(key: str, value: Any) -> str:
     return f"{key}={value}"
 
 
+def first_value(distribution: BaseDistribution) -> Any:
+    """One that the distribution has."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low
+
+
 def grid(ranges: Mapping[str, BaseDistribution]) -> dict[str, list[Any]]:
     """All values of each key.
 

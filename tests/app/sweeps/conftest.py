@@ -11,6 +11,7 @@ import pytest
 
 from mrcnn_lightning.app.run import main
 from mrcnn_lightning.app.sweeps import jobs as jobs_module
+from mrcnn_lightning.app.sweeps import study_report
 from mrcnn_lightning.app.sweeps.jobs import jobs
 
 FAKE = Path(__file__).parent / "fake_run.py"
@@ -18,7 +19,7 @@ Sweep = Callable[..., tuple[int, str]]
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -33,14 +34,19 @@ def starts(folder: Path) -> list[str]:
 def sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Sweep:
-    """`python fake_run.py ...` in this process: exit status, and what it printed."""
+    """`python fake_run.py ...` in this process: exit status, and what it printed.
 
-    def run(*arguments: str) -> tuple[int, str]:
+    Pictures of a study take longer than all else, so they are drawn on demand.
+    """
+    draw = study_report._draw
+
+    def run(*arguments: str, draws: bool = False) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [str(FAKE), *arguments])
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr(jobs_module, "_LOOK_EVERY", 0.02)
         monkeypatch.setattr("mrcnn_lightning.app.sweeps.optuna_sweeper._LOOK_EVERY", 0.02)
+        monkeypatch.setattr(study_report, "_draw", draw if draws else lambda *_: None)
         jobs.signum = None
         capfd.readouterr()
         status = 0

@@ -35,14 +35,17 @@ def test_a_job_that_fails_does_not_end_the_others(sweep: Sweep, tmp_path: Path) 
 
 
 def test_one_at_a_time_writes_to_the_screen(sweep: Sweep, tmp_path: Path) -> None:
+    """In folders that the user names by what is varied."""
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
     status, output = sweep(
-        *GRID, "name=dies", "hydra.verbose=false", "experiment=mine", "--config-dir", "own"
+        *GRID,
+        *("name=dies", "experiment=mine", "hydra.sweep.subdir='lr_${optimizer.lr}'"),
+        *("--config-dir", "own"),
     )
     assert status == 1 and output.count("device None") == 3
-    assert "job 1 failed: killed by SIGKILL, often for lack of memory" in output
-    folder = tmp_path / "runs" / "grid" / "1"
+    assert "job lr_0.75 failed: killed by SIGKILL, often for lack of memory" in output
+    folder = tmp_path / "runs" / "grid" / "lr_0.75"
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     (line,) = starts(folder)
     assert line.startswith(f"--config-dir {tmp_path}/own ") and "experiment=mine" in line

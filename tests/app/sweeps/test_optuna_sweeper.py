@@ -34,7 +34,7 @@ def study(tmp_path: Path, storage: str | None = None) -> list[optuna.trial.Froze
 
 def test_a_study_and_what_it_leaves(sweep: Sweep, tmp_path: Path) -> None:
     words = (*SEARCH, "name=prunes", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=3")
-    status, output = sweep(*words, EVEN, "launcher.n_jobs=2", "seed=choice(1, 2)")
+    status, output = sweep(*words, EVEN, "launcher.n_jobs=2", "seed=choice(1, 2)", draws=True)
     assert status == 0, output
     trials = study(tmp_path)
     folder = tmp_path / "runs" / "prunes" / "s"
@@ -188,6 +188,7 @@ def test_a_storage_of_ones_own(sweep: Sweep, tmp_path: Path, kind: str) -> None:
         (["hydra/sweeper/sampler=grid"], "optimizer.lr: a grid has no intervals"),
         (["hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: a trial's folder is its number"),
         (["model=choice(1"], "cannot read the override"),
+        (["optimizer.rate=interval(0, 1)"], "optimizer.rate is no key: there are lr"),
     ],
 )
 def test_what_cannot_be_searched_is_one_sentence(

@@ -60,7 +60,7 @@ def test_ranges_in_wandbs_words(tmp_path: Path) -> None:
         "seed": "int(interval(2, 8))",
         "trainer.max_epochs": "range(5, 20, 5)",
         "data.batch_size": "int(tag(log, interval(1, 64)))",
-        "show_score": "range(0.1, 0.4, 0.1)",
+        "show_score": "range(0.25, 1.0, 0.25)",
         "backbone": "choice(resnet18, resnet50)",
     }
     words = [f"{key}={text}" for key, text in ranges.items()]
@@ -71,7 +71,7 @@ def test_ranges_in_wandbs_words(tmp_path: Path) -> None:
     integers = parameters["data.batch_size"]["values"]
     assert (integers[0], integers[-1]) == (1, 64)
     assert all(a < b <= 2 * a for a, b in pairwise(integers))
-    assert parameters["show_score"]["values"] == pytest.approx([0.1, 0.2, 0.3])
+    assert parameters["show_score"]["values"] == [0.25, 0.5, 0.75]
     assert parameters["backbone"] == {"values": ["resnet18", "resnet50"]}
     config = written("hparams_search=lr", file=tmp_path / "sweep.yaml")
     assert config["method"] == "grid" and "run_cap" not in config
