@@ -205,7 +205,7 @@ class Search:
         if FOLDER not in frozen.user_attrs:  # left between its creation and the note of its place
             assert frozen.datetime_start is not None
             is_old = datetime.now() - frozen.datetime_start > _CREATED_BY_NOW
-            if not (is_old or self.has_own_storage):
+            if not (folder.is_dir() or self.has_own_storage or is_old):
                 return None
             folder.mkdir(exist_ok=True)
         elif frozen.user_attrs[FOLDER] != str(folder) or not folder.is_dir():
@@ -280,16 +280,23 @@ class Search:
         patiently(tell, self.address)
 
     def _complain(self) -> None:
-        """Raise if too many trials failed.
+        """Name trials that did not end, and raise if too many failed.
 
         Raises:
             UserError: they did.
         """
-        trials = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
-        if len(trials) > self.max_failure_rate * self.n_trials:
-            failed = ", ".join(str(each.number) for each in trials)
+        trials = self.study.get_trials(deepcopy=False)
+        left = [str(each.number) for each in trials if each.state is TrialState.RUNNING]
+        if left:
+            log.warning(
+                "still running: %s, by other commands or left on other machines; the same command "
+                "goes on with what was left, where it was",
+                ", ".join(left),
+            )
+        failed = [str(each.number) for each in trials if each.state is TrialState.FAIL]
+        if len(failed) > self.max_failure_rate * self.n_trials:
             raise UserError(
-                f"{len(trials)} trials failed ({failed}), more than "
+                f"{len(failed)} trials failed ({', '.join(failed)}), more than "
                 f"hydra.sweeper.max_failure_rate={self.max_failure_rate} of {self.n_trials} allows"
             )
 

@@ -1,12 +1,14 @@
 """A study: as many trials as were asked for, whatever happens to those who run them."""
 
 import csv
+import io
 import json
 import os
 import signal
 from collections.abc import Callable
 from multiprocessing import Process
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -177,6 +179,42 @@ def test_a_storage_of_ones_own(sweep: Sweep, tmp_path: Path, kind: str) -> None:
     assert status == 0, output
     assert len(study(tmp_path, storage)) == 1
     assert not list(tmp_path.glob("runs/*/s/study.db"))
+
+
+def test_a_trial_that_was_only_just_created(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command died before it noted the folder; one of another machine's is left alone."""
+    storage = f"sqlite:///{tmp_path}/own.db"
+    words = (*SEARCH, f"hydra.sweeper.storage='{storage}'", "hydra.sweeper.n_trials=2")
+    begun = optuna.create_study(study_name="s", storage=open_storage(storage), direction="maximize")
+    ours, elsewhere = begun.ask(), begun.ask()
+    (tmp_path / "runs" / "mask_rcnn" / "s" / "0").mkdir(parents=True)
+    elsewhere.set_user_attr("folder", "/on/another/machine/1")
+    status, output = sweep(*words)
+    assert status == 0 and "still running: 1, by other commands or left on other" in output
+    trials = study(tmp_path, storage)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert trials[ours.number].params.keys() == {"optimizer.lr"}
+
+
+def test_a_full_disk_leaves_no_half_a_line_in_a_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"journal:///{tmp_path}/study.log"
+    begun = optuna.create_study(study_name="s", storage=open_storage(address))
+    write = io.FileIO.write
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            return write(self, bytes(data)[: len(data) // 2])
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Full(path, "ab"))
+    with pytest.raises(OSError, match="no space left"):
+        begun.ask()
+    monkeypatch.undo()
+    begun.ask()
+    assert len(optuna.load_study(study_name="s", storage=open_storage(address)).trials) == 1
 
 
 @pytest.mark.parametrize(
