@@ -7,10 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock
@@ -19,14 +18,14 @@ from hydra.types import HydraContext
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import GridSampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from mrcnn_lightning.app.command_line import command_with, of_jobs, quoted
 from mrcnn_lightning.app.errors import sentence
 from mrcnn_lightning.app.record import read_record
 from mrcnn_lightning.app.sweeps.jobs import jobs
 from mrcnn_lightning.app.sweeps.local_launcher import end_as_told
-from mrcnn_lightning.app.sweeps.locks import is_run_alive, take_lock
+from mrcnn_lightning.app.sweeps.locks import is_run_alive
 from mrcnn_lightning.app.sweeps.search_space import (
     as_override,
     first_value,
@@ -36,23 +35,14 @@ from mrcnn_lightning.app.sweeps.search_space import (
 )
 from mrcnn_lightning.app.sweeps.study_report import report
 from mrcnn_lightning.app.sweeps.study_storage import patiently, shown
+from mrcnn_lightning.app.sweeps.trial_claims import Claimed, Claims
 from mrcnn_lightning.training.studies import ADDRESS, open_storage
 from mrcnn_lightning.user_error import UserError
 
 log = logging.getLogger(__name__)
 
-FOLDER = "folder"  # the user attribute of a trial: where its run is
-ERROR = "error"
-_CLAIM = ".trial"
+_ERROR = "error"  # the user attribute of a trial that failed
 _LOOK_EVERY = 0.3  # seconds
-_CREATED_BY_NOW = timedelta(minutes=5)
-
-
-class _Claimed(NamedTuple):
-    """A trial that this process has to itself, as long as it keeps the lock."""
-
-    trial: Trial
-    lock: BinaryIO
 
 
 class Search:
@@ -105,7 +95,7 @@ class Search:
             first = [as_override(key, first_value(each)) for key, each in self.space.ranges.items()]
             overrides = [*self.space.fixed.values(), *first]
             context.config_loader.load_sweep_config(config, overrides)
-        self._left: set[int] = set()  # trials that were stopped, for the next command
+        self._stopped: set[int] = set()  # trials that were stopped, for the next command
         self._failure: UserError | None = None
 
     def run(self) -> None:
@@ -122,6 +112,7 @@ class Search:
         with jobs.told():
             with self._alone():
                 self.study = patiently(self._open, self.address)
+            self.claims = Claims(self.study, self.folder, self.address, is_own=self.has_own_storage)
             log.info("study %s in %s", self.study_name, shown(self.address))
             threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.n_jobs)]
             for thread in threads:
@@ -169,7 +160,7 @@ class Search:
                     claimed = self._claim()
                     if claimed is None:
                         return
-                    overrides = self._overrides(claimed.trial)
+                    overrides = patiently(partial(self._overrides, claimed.trial), self.address)
                 with claimed.lock:
                     self._run(claimed.trial, overrides)
         except UserError as error:
@@ -178,42 +169,18 @@ class Search:
             log.exception("the sweep itself failed")
             self._failure = UserError(sentence(error))
 
-    def _claim(self) -> _Claimed | None:
+    def _claim(self) -> Claimed | None:
         """A trial that nobody runs, or a new one; None if there are enough."""
         trials = patiently(lambda: self.study.get_trials(deepcopy=False), self.address)
-        for frozen in trials:
-            if frozen.state is TrialState.RUNNING and frozen.number not in self._left:
-                lock = self._take(frozen)
-                if lock is not None:
-                    log.info("trial %d goes on", frozen.number)
-                    return _Claimed(Trial(self.study, frozen._trial_id), lock)
+        claimed = self.claims.left(trials, self._stopped)
+        if claimed is not None:
+            log.info("trial %d goes on", claimed.trial.number)
+            return claimed
         num_failed = sum(each.state is TrialState.FAIL for each in trials)
         num_there = sum(each.state is not TrialState.WAITING for each in trials)
         if num_there >= self.n_trials or num_failed > self.max_failure_rate * self.n_trials:
             return None
-        trial = patiently(self.study.ask, self.address)
-        folder = self._folder(trial.number)
-        folder.mkdir(exist_ok=True)
-        patiently(lambda: trial.set_user_attr(FOLDER, str(folder)), self.address)
-        lock = take_lock(folder / _CLAIM)
-        assert lock is not None, folder
-        return _Claimed(trial, lock)
-
-    def _take(self, frozen: FrozenTrial) -> BinaryIO | None:
-        """The lock of a trial that a dead command has left; None if it lives or is elsewhere."""
-        folder = self._folder(frozen.number)
-        if FOLDER not in frozen.user_attrs:  # left between its creation and the note of its place
-            assert frozen.datetime_start is not None
-            is_old = datetime.now() - frozen.datetime_start > _CREATED_BY_NOW
-            if not (folder.is_dir() or self.has_own_storage or is_old):
-                return None
-            folder.mkdir(exist_ok=True)
-        elif frozen.user_attrs[FOLDER] != str(folder) or not folder.is_dir():
-            return None
-        return take_lock(folder / _CLAIM)
-
-    def _folder(self, number: int) -> Path:
-        return self.folder / str(number)
+        return self.claims.new()
 
     def _overrides(self, trial: Trial) -> list[str]:
         """Those of the trial's job."""
@@ -244,16 +211,16 @@ class Search:
 
     def _run(self, trial: Trial, overrides: list[str]) -> None:
         """Run a trial and tell the study how it ended."""
-        folder = self._folder(trial.number)
+        folder = self.claims.folder_of(trial.number)
         while is_run_alive(folder) and jobs.signum is None:  # it outlived its command
             time.sleep(_LOOK_EVERY)
         value, error = self._launch(trial, overrides)
         status = (read_record(folder) or {}).get("status")
         if jobs.signum is not None or (error is not None and status == "stopped"):
-            self._left.add(trial.number)
+            self._stopped.add(trial.number)
             return
         if error is not None:
-            patiently(lambda: trial.set_user_attr(ERROR, error), self.address)
+            patiently(lambda: trial.set_user_attr(_ERROR, error), self.address)
             self._tell(trial, TrialState.FAIL, None)
         elif status == "pruned":
             self._tell(trial, TrialState.PRUNED, None)
@@ -266,7 +233,7 @@ class Search:
             (returned,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
             value = returned.return_value
         except Exception as error:  # a launcher may raise whatever its machines do
-            noted = read_record(self._folder(trial.number)) or {}
+            noted = read_record(self.claims.folder_of(trial.number)) or {}
             return None, noted.get("error") or sentence(error)
         if not isinstance(value, int | float) or value != value:
             return None, f"the run returned no number, but {value}"
