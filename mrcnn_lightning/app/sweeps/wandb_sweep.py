@@ -34,9 +34,7 @@ def wandb_sweep(overrides: Sequence[str]) -> str:
     Raises:
         UserError: nothing is to be searched.
     """
-    loggers = (
-        [] if any(each.startswith("logger=") for each in overrides) else ["logger=[csv,wandb]"]
-    )
+    loggers = [] if any(each.startswith("logger=") for each in overrides) else ["logger=wandb"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         loader: ConfigLoader = GlobalHydra.instance().config_loader()
         words = [*read_space({}, overrides, loader).fixed.values(), *loggers]
