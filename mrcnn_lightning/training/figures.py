@@ -35,14 +35,13 @@ def draw_curves(title: str, curves: Mapping[str, Any]) -> Image.Image:
 
 
 def _draw_panel(
-    panel: Axes, title: str, recall: Sequence[float], precision: Mapping[str, Sequence[float]]
+    panel: Axes, title: str, recall: Sequence[float], precision: Mapping[str, Any]
 ) -> None:
-    classes = [name for name in precision if name != "mean"]
+    classes, mean = precision["classes"], precision["mean"]
     colors = colormaps["tab20"](np.arange(len(classes)) % 20)
     for name, color in zip(classes, colors, strict=True):
-        panel.plot(recall, precision[name], color=color, linewidth=1.2, label=name)
-    if "mean" in precision:
-        mean = precision["mean"]
+        panel.plot(recall, classes[name], color=color, linewidth=1.2, label=name)
+    if mean:
         label = f"mean, AP {np.mean(mean):.3f}"
         panel.plot(recall, mean, color="black", linewidth=2.5, label=label)
     panel.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))

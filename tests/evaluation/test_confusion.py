@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import supervision
 import torch
 
 from mrcnn_lightning.evaluation.confusion import confusion_matrix
@@ -49,7 +50,6 @@ def test_the_same_as_supervision(min_iou: float) -> None:
 
     Else supervision takes the right class first, and the greatest IoU before the greatest score.
     """
-    supervision = pytest.importorskip("supervision")
     generator = np.random.default_rng(0)
     images, truth, predictions, targets = [], {}, [], []
     for number in range(40):

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pycocotools.mask
 import pytest
+import supervision
 import torch
 
 from mrcnn_lightning.results.image_detections import ImageDetections, per_image
@@ -49,7 +50,6 @@ def test_one_images_detections_in_other_forms() -> None:
 
 
 def test_as_supervisions_detections() -> None:
-    supervision = pytest.importorskip("supervision", reason="supervision is not a dependency")
     nothing = ImageDetections(
         image_id=1,
         size=(4, 6),

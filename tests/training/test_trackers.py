@@ -115,7 +115,7 @@ def assert_pictures(run: Path, metrics: Contents, *, last: int) -> None:
         curves = json.loads((run / "pictures" / f"val_{kind}_pr.json").read_text())
         (ap50,) = metrics[f"val/{kind}_ap50", last]
         assert np.mean(curves["0.50"]["mean"]) == pytest.approx(ap50, abs=1e-4)
-        assert curves["0.50"].keys() == {"disc", "box", "triangle", "mean"}
+        assert curves["0.50"]["classes"].keys() == {"disc", "box", "triangle"}
     table = json.loads((run / "pictures" / "val_confusion.json").read_text())
     objects = json.loads((run / "run.json").read_text())["environment"]["data"]["val"]["objects"]
     assert np.sum(table["true_by_found"][:3]) == objects

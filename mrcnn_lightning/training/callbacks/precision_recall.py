@@ -19,8 +19,8 @@ class PrecisionRecall(Callback):
     """Draws COCO's precision over recall after every evaluation, of each class and their mean.
 
     They are `val/box_pr` and `val/mask_pr` (or `test/...`), for trackers and as files whose json
-    has the numbers: `recall`, and for each IoU the precisions of `mean` and of each class that is
-    there. The area below a curve is its AP.
+    has the numbers: `recall`, and for each IoU the precisions of the `mean` and of the `classes`
+    that are there. The area below a curve is its AP.
 
     Args:
         folder: for the files.
@@ -68,9 +68,12 @@ class PrecisionRecall(Callback):
         for iou in self.ious:
             values = precision[IOUS.index(iou)]  # (RECALLS, K)
             there = np.flatnonzero((values > -1).all(axis=0))
-            curves[f"{iou:.2f}"] = {
-                class_names[number]: values[:, number].round(5).tolist() for number in there
-            }
-            if len(there):
-                curves[f"{iou:.2f}"]["mean"] = values[:, there].mean(axis=1).round(5).tolist()
+            classes = {class_names[number]: _rounded(values[:, number]) for number in there}
+            mean = _rounded(values[:, there].mean(axis=1)) if len(there) else []
+            curves[f"{iou:.2f}"] = {"mean": mean, "classes": classes}
         return curves
+
+
+def _rounded(precision: npt.NDArray[np.float64]) -> list[float]:
+    values: list[float] = precision.round(5).tolist()
+    return values
