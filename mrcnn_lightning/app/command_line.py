@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel has the configuration inside the package, a checkout beside it.
@@ -37,3 +38,20 @@ def command_with(overrides: Sequence[str]) -> str:
     """A command line of the program that runs, with these overrides."""
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     return shlex.join([*program, *overrides])
+
+
+def config_options(hydra: Any) -> list[str]:
+    """What a command said of where configurations are.
+
+    Args:
+        hydra: its configuration of Hydra.
+    """
+    sources = {each.provider: each.path for each in hydra.runtime.config_sources}
+    options = []
+    if "command-line" in sources:
+        options += ["--config-dir", sources["command-line"]]
+    if Path(sources["main"]) != CONF:
+        options += ["--config-path", sources["main"]]
+    if hydra.job.config_name != "train":
+        options += ["--config-name", hydra.job.config_name]
+    return options

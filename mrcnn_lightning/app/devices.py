@@ -1,6 +1,7 @@
 """Whether the trainer that a run asks for can train, and its devices are there."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,9 +61,10 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "trainer.sync_batchnorm=true needs GPUs, and this machine has none: leave it out"
         )
     strategy = settings.get("strategy", "auto")
-    if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
+    name = strategy if isinstance(strategy, str) else strategy.get("_target_", "")
+    if not re.search(r"^auto$|^ddp(_find_unused_parameters_(true|false))?$|\.DDPStrategy$", name):
         raise UserError(
-            f"trainer.strategy={strategy} does not go with this model, which need not be split "
+            f"trainer.strategy={name} does not go with this model, which need not be split "
             "over devices: say trainer.strategy=auto, which is DDP on several; where memory is "
             "short, task.recompute_backbone=true or trainer.precision=bf16-mixed"
         )

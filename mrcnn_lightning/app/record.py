@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from mrcnn_lightning.app.errors import sentence
 from mrcnn_lightning.app.ranks import own_rank
 from mrcnn_lightning.app.stopping import Stop, Stopped
+from mrcnn_lightning.user_error import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Record:
     """A run's `run.json`; only rank 0 writes it.
 
     Its keys, each there once it is known: `status` (running, finished, pruned, stopped or failed),
+    `stage`,
     `error` (one sentence), `command`, `host`, `started` (when it was first started, ISO 8601),
     `seconds` (of all its starts), `steps`, `ap` (of the last evaluation), `best_ap`,
     `best_checkpoint`, `environment` (commit, versions, data) and `trackers` (what each calls the
@@ -37,11 +39,12 @@ class Record:
 
     Args:
         folder: of the run.
+        goes_on: whether the run goes on with one in that folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, goes_on: bool) -> None:
         self.file = Path(folder, FILE)
-        self.values: dict[str, Any] = read_record(folder) or {}
+        self.values: dict[str, Any] = (read_record(folder) or {}) if goes_on else {}
         self._seconds_before = self.values.get("seconds", 0.0)
         self._start = time.monotonic()
 
@@ -61,18 +64,31 @@ class Record:
 
 @contextmanager
 def recorded(cfg: DictConfig, stop: Stop) -> Iterator[Record]:
-    """Note a run's start and how it ends, and keep its configuration."""
-    record = Record(cfg.run_dir)
-    if own_rank() == 0:
-        OmegaConf.save(cfg, Path(cfg.run_dir, CONFIG), resolve=True)
+    """Note a run's start and how it ends, and keep its configuration.
+
+    Raises:
+        UserError: the folder has a training, and this is none.
+    """
+    before = read_record(cfg.run_dir) or {}
+    if cfg.stage != "fit" and before.get("stage", cfg.stage) != cfg.stage:
+        raise UserError(
+            f"run_dir={cfg.run_dir} has a run of stage={before['stage']}, whose record "
+            f"stage={cfg.stage} would replace: give another folder"
+        )
+    folder = Path(cfg.run_dir).absolute()
+    goes_on = cfg.resume is not None or folder in Path(cfg.ckpt_path or "").absolute().parents
+    record = Record(cfg.run_dir, goes_on=goes_on)
     record.note(
         status="running",
+        stage=cfg.stage,
         error=None,
         command=shlex.join(sys.argv),
         host=socket.gethostname(),
         started=record.values.get("started")
         or datetime.now().astimezone().isoformat("T", "seconds"),
     )
+    if own_rank() == 0:
+        save_config(cfg, cfg.run_dir)
     try:
         yield record
     except BaseException as error:
@@ -83,6 +99,13 @@ def recorded(cfg: DictConfig, stop: Stop) -> Iterator[Record]:
         raise
     if record.values["status"] == "running":
         record.note(status="finished")
+
+
+def save_config(cfg: DictConfig, folder: str) -> None:
+    """Write a configuration, which others may read meanwhile."""
+    part = Path(folder, f".{CONFIG}.part")
+    OmegaConf.save(cfg, part, resolve=True)
+    part.replace(Path(folder, CONFIG))
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:

@@ -10,9 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mrcnn_lightning.app.command_line import override
+from mrcnn_lightning.app.command_line import config_options, of_jobs, override
 from mrcnn_lightning.app.ranks import own_rank
-from mrcnn_lightning.app.resume import last_checkpoint
+from mrcnn_lightning.app.resume import OF_A_STEP, last_checkpoint
 from mrcnn_lightning.training.callbacks.first_not_finite import FirstNotFinite
 from mrcnn_lightning.training.divergence import DivergedError
 from mrcnn_lightning.user_error import UserError
@@ -22,9 +22,7 @@ FILE = "replay.json"
 _HOW = ("ckpt_path=", "resume=", "run_dir=", "replay=", "hydra.")
 
 
-_KEYS = {"step", "overrides", "config_name", "config_dirs", "config", "checkpoint"}
-# What decides what a step is.
-_OF_A_STEP = ("seed", "weights", "phases", "backbone", "model", "data", "optimizer", "scheduler")
+_KEYS = {"step", "overrides", "options", "config", "checkpoint"}
 
 
 @contextmanager
@@ -62,12 +60,7 @@ def _content(cfg: DictConfig, error: DivergedError) -> dict[str, Any]:
         "error": str(error),
         "checkpoint": cfg.ckpt_path if last is None else str(last.absolute()),
         "overrides": [each for each in hydra.overrides.task if not each.startswith(_HOW)],
-        "config_name": hydra.job.config_name,
-        "config_dirs": [
-            source.path
-            for source in hydra.runtime.config_sources
-            if source.provider == "command-line"
-        ],
+        "options": config_options(hydra),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
 
@@ -79,10 +72,8 @@ def replay_arguments(file: Path) -> list[str]:
         UserError: the file is none that a run left.
     """
     content = _read(file)
-    arguments = ["--config-name", content["config_name"]]
-    for folder in content["config_dirs"]:
-        arguments += ["--config-dir", folder]
-    arguments += [*content["overrides"], override("replay", str(file.absolute()))]
+    arguments = [*content["options"], *of_jobs(content["overrides"]), "hydra.mode=RUN"]
+    arguments.append(override("replay", str(file.absolute())))
     arguments.append(override("run_dir", str(file.parent / "replay")))
     if content["checkpoint"] is not None:
         arguments.append(override("ckpt_path", content["checkpoint"]))
@@ -100,7 +91,7 @@ def prepare_replay(cfg: DictConfig) -> None:
     """
     content = _read(Path(cfg.replay))
     now: Any = OmegaConf.to_container(cfg, resolve=True)
-    for key in _OF_A_STEP:
+    for key in OF_A_STEP:
         if now.get(key) != content["config"].get(key):
             raise UserError(
                 f"replay={cfg.replay} is of a run with another {key}: the files in conf/ have "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from mrcnn_lightning.app.record import CONFIG, read_record
 from mrcnn_lightning.user_error import UserError
@@ -14,6 +15,10 @@ log = logging.getLogger(__name__)
 
 # Keys that say where and how a run goes on, not what it trains.
 _HOW = ("ckpt_path", "resume", "run_dir")
+# What decides what a step is.
+OF_A_STEP = ("seed", "weights", "phases", "backbone", "model", "data", "optimizer", "scheduler")
+# But for these.
+_ANY_TIME = ("num_workers", "cache_dir", "eval_batch_size")
 
 
 class Outcome(NamedTuple):
@@ -32,7 +37,8 @@ def go_on(cfg: DictConfig) -> Outcome | None:
         The run's outcome, if it ended as it was configured now; there is nothing left to do then.
 
     Raises:
-        UserError: `resume` is neither null nor auto, or there is nothing to train.
+        UserError: `resume` is neither null nor auto, there is nothing to train, or the folder has
+            a run that trained something else.
     """
     if cfg.resume != "auto":
         raise UserError(f"resume={cfg.resume} is neither null nor auto; a file is ckpt_path=FILE")
@@ -44,6 +50,7 @@ def go_on(cfg: DictConfig) -> Outcome | None:
         return Outcome(record.get("ap"))
     last = last_checkpoint(Path(cfg.run_dir))
     if last is not None:
+        _require_same_steps(cfg)
         log.info("going on from %s", last)
         cfg.ckpt_path = str(last)
     return None
@@ -51,12 +58,35 @@ def go_on(cfg: DictConfig) -> Outcome | None:
 
 def _is_same(cfg: DictConfig) -> bool:
     """Whether the run in the folder had this configuration."""
-    try:
-        before: Any = OmegaConf.to_container(OmegaConf.load(Path(cfg.run_dir, CONFIG)))
-    except (OSError, ValueError):
-        return False
     now: Any = OmegaConf.to_container(cfg, resolve=True)
-    return bool(_trained(now) == _trained(before))
+    return bool(_trained(now) == _trained(_before(cfg)))
+
+
+def _before(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration of the run in the folder; nothing if it cannot be read."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(Path(cfg.run_dir, CONFIG)))
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _require_same_steps(cfg: DictConfig) -> None:
+    """Refuse to go on with other steps: their optimizer's state would win over what is said now."""
+    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    before = _before(cfg)
+    for key in before.keys() & set(OF_A_STEP):
+        if _step_of(now.get(key)) != _step_of(before[key]):
+            raise UserError(
+                f"resume=auto: run_dir={cfg.run_dir} has a run with another {key} (`{CONFIG}` "
+                "there): give another folder, or go on with the same configuration"
+            )
+
+
+def _step_of(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: value for key, value in config.items() if key not in _ANY_TIME}
 
 
 def _trained(config: Any) -> Any:

@@ -28,7 +28,7 @@ from mrcnn_lightning.app.errors import ERROR_FILE, composed, in_one_sentence
 from mrcnn_lightning.app.log import kept_in_log
 from mrcnn_lightning.app.phases import run_phases, save_last
 from mrcnn_lightning.app.ranks import watch
-from mrcnn_lightning.app.record import CONFIG, Record, RecordsProgress, recorded
+from mrcnn_lightning.app.record import Record, RecordsProgress, recorded, save_config
 from mrcnn_lightning.app.replay import kept_for_replay, prepare_replay
 from mrcnn_lightning.app.resume import go_on
 from mrcnn_lightning.app.run_folder import release
@@ -104,7 +104,8 @@ def _run(
     _announce_nodes(trainer)
     if trainer.is_global_zero:
         resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-        OmegaConf.save(cfg, Path(cfg.run_dir, CONFIG), resolve=True)
+        if phase is not None:
+            save_config(cfg, cfg.run_dir)
         environment = describe_environment(data)
         record.note(environment=environment)
         for logger in trainer.loggers:

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 
 from hydra.experimental.callback import Callback
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
 from torch.distributed import TCPStore
 
@@ -27,6 +29,7 @@ except ImportError:  # Windows: folders are the runs' own, but nobody is kept ou
 _KEYS = {"run": "run_dir", "sweep": "hydra.sweep.dir"}
 _SHARED_BY = "hydra_plugins.mrcnn_sweeps.OptunaSweeper"  # several commands work on one study
 _HYDRAS_OWN = "${hydra:runtime.output_dir}"
+_LOOK_EVERY = 0.1  # seconds
 _WAIT = timedelta(minutes=30)  # as long as torch waits for all processes
 _held: list[TextIO] = []
 _stores: list[TCPStore] = []  # rank 0 serves it as long as the run lives
@@ -47,6 +50,9 @@ class RunFolder(Callback):
             place = _meeting_place(config)
             if place is None and own_rank() > 0:  # Lightning's launcher told it
                 return
+            if place is not None:
+                # Lightning knows it later, where nodes are started by hand.
+                setattr(rank_zero_only, "rank", place[0])  # noqa: B010
             folder = ""
             if place is None or place[0] == 0:
                 _name(config)
@@ -179,26 +185,27 @@ def _hold(folder: Path, key: str) -> None:
     _held.append(file)
 
 
-def _meeting_place(config: DictConfig) -> tuple[int, str, int] | None:
-    """Rank, address and port, if the processes of this run are started one by one from outside."""
+def _meeting_place(config: DictConfig) -> tuple[int, int, str, int] | None:
+    """Rank, number of other processes, address and port, if they are started from outside."""
     if config.trainer.num_nodes == config.trainer.devices == 1:
         return None
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
             own = kind()
-            return own.global_rank(), own.main_address, own.main_port
+            return own.global_rank(), own.world_size() - 1, own.main_address, own.main_port
     has_node = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys()
     if has_node and "LOCAL_RANK" not in os.environ:
         return (
             int(os.environ["NODE_RANK"]),
+            config.trainer.num_nodes - 1,
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
         )
     return None
 
 
-def _agree(rank: int, address: str, port: int, folder: str) -> str:
-    """The folder that rank 0 made."""
+def _agree(rank: int, others: int, address: str, port: int, folder: str) -> str:
+    """The folder that rank 0 made, which waits until `others` know it."""
     if rank > 0:
         say(f"rank {rank} waits for rank 0 at {address}:{port}")
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
@@ -212,7 +219,13 @@ def _agree(rank: int, address: str, port: int, folder: str) -> str:
     )
     key = f"mrcnn_lightning/run_folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if rank > 0:
-        return store.get(key).decode()
+        found: str = store.get(key).decode()
+        store.add(f"{key}/read", 1)
+        return found
     store.set(key, str(Path(folder).absolute()))
     _stores.append(store)
+    # The store ends with this process, which may find that there is nothing to do.
+    end = time.monotonic() + _WAIT.total_seconds()
+    while not served and store.add(f"{key}/read", 0) < others and time.monotonic() < end:
+        time.sleep(_LOOK_EVERY)
     return folder

@@ -16,6 +16,8 @@ from mrcnn_lightning.app.record import Record, read_record
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.trackers.guarded import Guarded, Identity
 
+# From another checkpoint a run branches off: what its trackers hold of later steps is not its own.
+_LAST = "last.ckpt"
 _build = partial(hydra.utils.instantiate, _convert_="all")
 
 
@@ -74,7 +76,8 @@ def _earlier_folder(cfg: DictConfig) -> Path | None:
     if cfg.stage != "fit":
         return None
     if cfg.ckpt_path is not None:
-        return Path(cfg.ckpt_path).parent.parent
+        path = Path(cfg.ckpt_path)
+        return path.parent.parent if path.name == _LAST else None
     return Path(cfg.run_dir) if cfg.resume is not None else None
 
 

@@ -3,8 +3,10 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.tuner import Tuner
 from omegaconf import DictConfig
 
@@ -28,13 +30,20 @@ def prepare_tuning(cfg: DictConfig) -> None:
         UserError: it cannot be done on these devices.
     """
     settings = cfg.trainer
-    if settings.devices not in (1, "1") or settings.num_nodes != 1:
+    if cfg.ckpt_path is not None:
+        raise UserError(
+            f"stage={cfg.stage} goes on with nothing: weights=FILE instead of ckpt_path"
+        )
+    if cfg.stage == "find_lr" and cfg.task.backbone_lr_factor != 1:
+        raise UserError(
+            "stage=find_lr gives all layers the same rate: say task.backbone_lr_factor=1"
+        )
+    if _num_devices(settings.devices) != 1 or settings.num_nodes != 1:
         raise UserError(
             f"stage={cfg.stage} looks on one device: say trainer.devices=1, for find_lr with "
             "trainer.accumulate_grad_batches=N so that a step has as many images as on N devices"
         )
     cfg.logger = {}
-    cfg.ckpt_path = None
     settings.max_epochs, settings.num_sanity_val_steps = -1, 0
     if settings.check_val_every_n_epoch is not None:
         settings.check_val_every_n_epoch = _NEVER
@@ -44,6 +53,14 @@ def prepare_tuning(cfg: DictConfig) -> None:
         settings.max_steps = cfg.find_batch_size.steps_per_trial
         settings.accumulate_grad_batches = 1
         cfg.data.batch_size = cfg.find_batch_size.init_val
+
+
+def _num_devices(devices: Any) -> int:
+    if isinstance(devices, str) and devices.isdigit():
+        return int(devices)
+    if devices in (None, "auto", -1, "-1"):
+        return max(1, torch.cuda.device_count())
+    return devices if isinstance(devices, int) else len(devices)
 
 
 def tune(

@@ -3,7 +3,7 @@
 B images, G padded objects an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +117,23 @@ class COCODataset(Dataset[Sample]):
         """The file of an image of the set."""
         return self.folder / self.annotations.file_name(index)
 
+    def _in_turn(self, number: int) -> Iterator[int]:
+        """Places in the set: of an image and of those that may stand in for it."""
+        yield int(self._kept[number])
+        others = self._kept.roll(-number)[1:]
+        sizes = self.annotations.image_sizes
+        is_other_size = (sizes[others] != sizes[self._kept[number]]).any(dim=1)
+        yield from others[is_other_size.int().argsort(stable=True)].tolist()
+
     def _read(self, number: int) -> tuple[int, Tensor]:
-        """The place in the set and the pixels of an image, or of the next one that can be read.
+        """The place in the set and the pixels of an image, or of another one that can be read.
+
+        That is the next one of its size, which has the same place in a batch, or else the next.
 
         Raises:
             UserError: it cannot be read and none may stand in for it, or none can be read.
         """
-        for step in range(len(self)):
-            index = int(self._kept[(number + step) % len(self)])
+        for index in self._in_turn(number):
             height, width = self.annotations.image_sizes[index].tolist()
             try:
                 return index, read_image(self.path(index), size=(height, width))

@@ -61,9 +61,10 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, features: Tensor) -> Tensor:
     is_fixed = is_frozen or (is_batch_norm and not norm.training)
     is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"  # others may do more
     cells = features[:, 0].numel() // (conv.stride[0] * conv.stride[1])
+    is_watched = bool(conv._forward_hooks or norm._forward_hooks)
     # Compiled parts have one way for all sizes.
     is_small = not torch.compiler.is_compiling() and cells < conv.weight[0].numel()
-    if not is_fixed or not is_plain or is_small:
+    if not is_fixed or not is_plain or is_small or is_watched:
         normed: Tensor = norm(conv(features))
         return normed
     assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)

@@ -223,16 +223,14 @@ class DetectionTask(lightning.LightningModule):
         return detections
 
     def _score(self, split: str) -> None:
-        self.results = self.metric.compute()
+        results = self.metric.compute()
         self.metric.reset()
-        self.scored_at = self.global_step
-        self.owes_evaluation = False
         main = "mask_ap" if self.model.mask_head is not None else "box_ap"
-        self.results["ap"] = self.results[main]
+        results["ap"] = results[main]
         # All ranks have the same numbers; sync_dist only tells Lightning that this is so.
-        self.log_dict(
-            {f"{split}/{name}": value for name, value in self.results.items()}, sync_dist=True
-        )
+        self.log_dict({f"{split}/{name}": value for name, value in results.items()}, sync_dist=True)
+        if not self.trainer.sanity_checking:  # which sees a part of the images, also after a resume
+            self.results, self.scored_at, self.owes_evaluation = results, self.global_step, False
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
         """`detections` of a batch, for callbacks."""

@@ -142,7 +142,7 @@ def test_a_sweep_makes_a_folder_for_each_job(
     (sweep,) = (tmp_path / "runs" / "shapes").iterdir()
     assert (
         output.splitlines()[-1]
-        == f"error: 1 of 2 jobs failed: 0 (in {sweep.relative_to(tmp_path)})"
+        == f"error: 1 of 2 jobs did not finish: 0 (in {sweep.relative_to(tmp_path)})"
     )
     assert "job 0 failed: data.batch_size=400, but" in output
     assert {"error.txt", "run.json"} <= {path.name for path in (sweep / "0").iterdir()}

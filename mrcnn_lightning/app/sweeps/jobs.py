@@ -1,5 +1,6 @@
 """The jobs of a sweep as processes: started, told when the sweep is told to end, waited for."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 from mrcnn_lightning.app.errors import ERROR_FILE
 from mrcnn_lightning.app.record import Record, read_record
 from mrcnn_lightning.app.sweeps.locks import take_lock
+
+log = logging.getLogger(__name__)
 
 OUTPUT = "output.txt"
 _LOCK = ".job"
@@ -84,11 +87,14 @@ class Jobs:
             on_screen: whether the job writes to the screen, or to a file in its folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        lock = None
+        lock, has_said = None, False
         while lock is None:
             if self.signum is not None:
                 return Outcome("stopped")
             lock = take_lock(folder / _LOCK)
+            if lock is None and not has_said:
+                log.info("the job in %s still runs since an earlier start: waiting", folder)
+                has_said = True
             if lock is None:
                 time.sleep(_LOOK_EVERY)
         before = read_record(folder)
@@ -163,7 +169,7 @@ def _outcome(folder: Path, record: dict[str, Any], status: int, *, was_told: boo
         return Outcome("stopped")
     error = record.get("error") if record.get("status") == "failed" else None
     error = error or _first_failure(folder) or _ending(status)
-    Record(folder).note(status="failed", error=error)  # one that died could not
+    Record(folder, goes_on=True).note(status="failed", error=error)  # one that died could not
     return Outcome("failed", error=error)
 
 

@@ -20,7 +20,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mrcnn_lightning.app.command_line import CONF, command_with, of_jobs, override
+from mrcnn_lightning.app.command_line import command_with, config_options, of_jobs, override
 from mrcnn_lightning.app.errors import ask_hydra, say, stop_asking_hydra
 from mrcnn_lightning.app.record import read_record
 from mrcnn_lightning.app.runs import print_runs, read_run
@@ -29,6 +29,7 @@ from mrcnn_lightning.user_error import UserError
 
 log = logging.getLogger(__name__)
 
+_WITHOUT_RESULT = ("failed", "stopped")
 _FOLDER = re.compile(r"(run_dir|hydra\.sweep\.dir)=")
 
 
@@ -120,10 +121,14 @@ class LocalJobs:
         if jobs.signum is not None and is_own_sweep:
             own = [each for each in sys.argv[1:] if not _FOLDER.match(each)]
             end_as_told([*own, override("run_dir", str(self.sweep_dir))])
-        failed = [job.name for job, outcome in zip(every, outcomes, strict=True) if outcome.error]
+        failed = [
+            job.name
+            for job, outcome in zip(every, outcomes, strict=True)
+            if outcome.status in _WITHOUT_RESULT
+        ]
         if failed and is_own_sweep:
             ask_hydra()
-        sentence = f"{len(failed)} of {len(every)} jobs failed: {', '.join(failed)}"
+        sentence = f"{len(failed)} of {len(every)} jobs did not finish: {', '.join(failed)}"
         return [
             _returned(job, outcome, f"{sentence} (in {self.sweep_dir})")
             for job, outcome in zip(every, outcomes, strict=True)
@@ -142,7 +147,7 @@ class LocalJobs:
         if words.get("stage", self.config.stage) == "fit" and "resume" not in words:
             own.append("resume=auto")
         own += ["hydra.mode=RUN", override("run_dir", str(folder))]
-        command = [sys.executable, sys.argv[0], *_config_options(self.config), *own]
+        command = [sys.executable, sys.argv[0], *config_options(self.config.hydra), *own]
         written = {*self.config.hydra.overrides.task, "resume=auto"}
         varied = [each for each in overrides if each not in written]
         return _Job(name, folder, overrides, varied, command)
@@ -220,21 +225,8 @@ def _groups_of_gpus(gpus_per_job: int | None) -> list[str]:
     return [",".join(every[start : start + gpus_per_job]) for start in starts]
 
 
-def _config_options(config: DictConfig) -> list[str]:
-    """What the sweep's command said of where configurations are."""
-    sources = {each.provider: each.path for each in config.hydra.runtime.config_sources}
-    options = []
-    if "command-line" in sources:
-        options += ["--config-dir", sources["command-line"]]
-    if Path(sources["main"]) != CONF:
-        options += ["--config-path", sources["main"]]
-    if config.hydra.job.config_name != "train":
-        options += ["--config-name", config.hydra.job.config_name]
-    return options
-
-
 def _returned(job: _Job, outcome: Outcome, sentence: str) -> JobReturn:
-    returned = _FailedJob() if outcome.status in ("failed", "stopped") else JobReturn()
+    returned = _FailedJob() if outcome.status in _WITHOUT_RESULT else JobReturn()
     returned.overrides, returned.working_dir = job.overrides, str(Path.cwd())
     if isinstance(returned, _FailedJob):
         returned.status = JobStatus.FAILED

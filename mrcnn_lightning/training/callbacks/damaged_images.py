@@ -42,6 +42,12 @@ class DamagedImages(Callback):
         """Log those of a test."""
         self._log(pl_module, trainer.test_dataloaders, "test")
 
+    def on_predict_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Name those of a prediction."""
+        self._log(pl_module, trainer.predict_dataloaders, "predict")
+
     def _log(self, task: lightning.LightningModule, loader: object, split: str) -> None:
         assert isinstance(loader, TimedLoader) and isinstance(loader.dataset, COCODataset)
         dataset = loader.dataset
@@ -50,7 +56,8 @@ class DamagedImages(Callback):
         ranks = task.all_gather(dataset.is_damaged.to(task.device, torch.uint8))
         assert isinstance(ranks, torch.Tensor)
         places = ranks.view(-1, len(dataset.is_damaged)).amax(0).nonzero()[:, 0].tolist()
-        task.log(f"{split}/damaged_images", float(len(places)), sync_dist=True)
+        if split != "predict":  # where Lightning logs nothing
+            task.log(f"{split}/damaged_images", float(len(places)), sync_dist=True)
         if len(places) > self._said.get(split, 0) and task.global_rank == 0:
             self._said[split] = len(places)
             names = ", ".join(str(dataset.path(place)) for place in places[:_NAMES_SHOWN])

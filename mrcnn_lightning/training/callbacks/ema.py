@@ -29,6 +29,15 @@ class EMA(WeightAveraging):
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
         self._are_swapped = False
 
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Make the averages on the device where the model will be; now it is still on the host."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # its count is looked at in every step
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
     def _swap_models(self, pl_module: lightning.LightningModule) -> None:
         super()._swap_models(pl_module)
         self._are_swapped = not self._are_swapped

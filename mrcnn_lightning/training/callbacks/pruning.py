@@ -1,7 +1,7 @@
 """Ends a trial of a search that does worse than the others did."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from mrcnn_lightning.training.studies import ADDRESS, open_storage
+from mrcnn_lightning.user_error import UserError
 
 
 class Pruning(Callback):
@@ -36,34 +37,53 @@ class Pruning(Callback):
         self._opened: optuna.trial.Trial | None = None
         self._has_warned = False
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """End at once what was ended before, by a process that was killed before it said so."""
+        before = None
+        if self.trial is not None and trainer.is_global_zero:
+            before = self._quietly(lambda: self._open().user_attrs.get("pruned_at"))
+        self.pruned_at = trainer.strategy.broadcast(before)
+        trainer.should_stop = self.pruned_at is not None
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Report and decide."""
         is_fit = trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking
         if self.trial is None or not is_fit:
             return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(
+                f"callbacks.pruning.monitor={self.monitor} is not logged; there are {known}"
+            )
         value = float(trainer.callback_metrics[self.monitor])
-        is_worse = trainer.is_global_zero and self._is_worse(value, trainer.global_step)
+        is_worse = trainer.is_global_zero and bool(
+            self._quietly(lambda: self._is_worse(value, trainer.global_step))
+        )
         has_more = trainer.global_step < trainer.estimated_stepping_batches
         if trainer.strategy.broadcast(is_worse and has_more):
             trainer.should_stop = True
             self.pruned_at = trainer.global_step
 
     def _is_worse(self, value: float, step: int) -> bool:
+        trial = self._open()
+        known = trial.study._storage.get_trial(trial._trial_id).intermediate_values
+        if step not in known:  # a resumed run makes up for an evaluation that was cut off
+            trial.report(value, step)
+        is_worse = trial.should_prune()
+        if is_worse:
+            trial.set_user_attr("pruned_at", step)
+        return is_worse
+
+    def _quietly(self, ask: Callable[[], Any]) -> Any:
+        """What the study says; None and one warning where it cannot be reached."""
         try:
-            trial = self._open()
-            known = trial.study._storage.get_trial(trial._trial_id).intermediate_values
-            if step not in known:  # a resumed run makes up for an evaluation that was cut off
-                trial.report(value, step)
-            is_worse = trial.should_prune()
-            if is_worse:
-                trial.set_user_attr("pruned_at", step)
+            return ask()
         except Exception as error:  # whatever a database says is no reason to end a training
             if not self._has_warned:
                 line = (str(error) or type(error).__name__).partition("\n")[0]
                 rank_zero_warn(f"callbacks.pruning: the study cannot be reached: {line}")
                 self._has_warned = True
-            return False
-        return is_worse
+            return None
 
     def _open(self) -> optuna.trial.Trial:
         """The trial, as the search has made it."""

@@ -30,8 +30,9 @@ class TensorBoard(TensorBoardLogger):
         self._contents = folder / "contents.jsonl"
         self._names: dict[int, set[str]] | None = None  # at each step
         self._goes_on = earlier == self.identity
-        if not self._goes_on:
-            self._contents.unlink(missing_ok=True)
+        if not self._goes_on:  # as csv does with its table
+            for file in (self._contents, *folder.glob("events.out.tfevents.*")):
+                file.unlink(missing_ok=True)
 
     def steps_given(self, name: str) -> set[int]:
         """Steps at which there is a metric, a picture or a table of this name."""

@@ -18,7 +18,7 @@ def test_a_job_that_fails_does_not_end_the_others(sweep: Sweep, tmp_path: Path) 
     status, output = sweep(*GRID, "name=fails", "launcher.n_jobs=2")
     lines = output.splitlines()
     assert status == 1 and "Traceback" not in output
-    assert lines[-1] == "error: 1 of 3 jobs failed: 1 (in runs/grid)"
+    assert lines[-1] == "error: 1 of 3 jobs did not finish: 1 (in runs/grid)"
     assert "job 1 failed: lr is above 0.5" in output and "job 0 finished: AP 0.250" in output
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
     assert [row[:3] for row in rows] == [
