@@ -141,6 +141,8 @@ def sentence(error: BaseException) -> str:
         return f"{line}; there are {', '.join(error.options)}"
     if isinstance(error, InterpolationKeyError):
         return f"{line}: what is chosen there has no such key, set the values that refer to it"
+    if line.startswith("Ambiguous value for argument"):
+        return f"{line}; a sweep over several values is `-m ...`"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override}: {line}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:

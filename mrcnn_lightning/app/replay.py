@@ -109,7 +109,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no {FILE} of a run that diverged: {error}") from error
+        raise UserError(f"{file} is no {FILE}, which a run that diverged leaves") from error
     if not isinstance(content, dict) or not content.keys() >= _KEYS:
-        raise UserError(f"{file} is no {FILE} of a run that diverged")
+        raise UserError(f"{file} is no {FILE}, which a run that diverged leaves")
     return content

@@ -56,6 +56,21 @@ def go_on(cfg: DictConfig) -> Outcome | None:
     return None
 
 
+def refuse_used_folder(cfg: DictConfig) -> None:
+    """Refuse to begin a training where another would lose its checkpoints and its table.
+
+    Raises:
+        UserError: there are some, and this run does not go on with them.
+    """
+    folder = Path(cfg.run_dir).absolute()
+    goes_on = folder in Path(cfg.ckpt_path or "").absolute().parents
+    if cfg.stage == "fit" and not goes_on and last_checkpoint(folder) is not None:
+        raise UserError(
+            f"run_dir={cfg.run_dir} has a training, which this one would replace: say resume=auto "
+            "to go on with it, or give another folder"
+        )
+
+
 def _is_same(cfg: DictConfig) -> bool:
     """Whether the run in the folder had this configuration."""
     now: Any = OmegaConf.to_container(cfg, resolve=True)

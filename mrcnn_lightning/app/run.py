@@ -30,7 +30,7 @@ from mrcnn_lightning.app.phases import run_phases, save_last
 from mrcnn_lightning.app.ranks import watch
 from mrcnn_lightning.app.record import Record, RecordsProgress, recorded, save_config
 from mrcnn_lightning.app.replay import kept_for_replay, prepare_replay
-from mrcnn_lightning.app.resume import go_on
+from mrcnn_lightning.app.resume import go_on, refuse_used_folder
 from mrcnn_lightning.app.run_folder import release
 from mrcnn_lightning.app.stopping import SaveAndStop, Stop, stops_when_told
 from mrcnn_lightning.app.trackers import make_trackers, overrides
@@ -79,8 +79,10 @@ def run(cfg: DictConfig, stop: Stop, *, in_sweep: bool) -> float | None:
         if outcome is not None:
             return outcome.ap
         stop.requeues = True
-    if cfg.replay is not None:
+    elif cfg.replay is not None:
         prepare_replay(cfg)
+    else:
+        refuse_used_folder(cfg)
     if cfg.stage in TUNING:
         prepare_tuning(cfg)
     with recorded(cfg, stop) as record, kept_for_replay(cfg):

@@ -33,12 +33,14 @@ class Run(NamedTuple):
         record: `run.json`, with the status `died` for a process that is not there any more.
         config: full keys of the configuration, references as they are written.
         choices: which file each group took.
+        said: keys that its command line set.
     """
 
     folder: Path
     record: dict[str, Any]
     config: dict[str, Any]
     choices: dict[str, Any]
+    said: set[str]
 
 
 def find_runs(folder: str | Path) -> list[Run]:
@@ -73,14 +75,16 @@ def read_run(folder: str | Path) -> Run:
     choices = hydras.get("runtime", {}).get("choices", {})
     flat = dict(_flat(config))
     kept = {key: value for key, value in flat.items() if key.partition(".")[0] not in _PLACES}
-    return Run(folder, record, kept, choices)
+    return Run(folder, record, kept, choices, _keys_said(folder))
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The keys in which configurations differ, and each run's value.
 
-    A group of which other files were chosen stands for all its keys.
+    A group of which other files were chosen stands for its keys, but for those that a command line
+    set. What command lines set comes first.
     """
+    said = set().union(*(run.said for run in runs))
     groups = [
         group
         for group in runs[0].choices
@@ -93,9 +97,10 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [run.config.get(key, _MISSING) for run in runs]
         known = [str(value) for value, run in zip(values, runs, strict=True) if run.config]
-        if not f"{key}.".startswith(covered) and len(set(known)) > 1:
+        is_covered = f"{key}.".startswith(covered) and key not in said
+        if not is_covered and len(set(known)) > 1:
             table[key] = values
-    return table
+    return dict(sorted(table.items(), key=lambda item: item[0] not in {*groups, *said}))
 
 
 def print_runs(
@@ -181,10 +186,10 @@ def _text(column: str, value: Any) -> str:
     if value is None:
         return _MISSING
     if column == "ap":
-        return f"{value:.3f}"
+        return f"{value:.4f}"
     if column == "seconds":
         return f"{value:.0f}"
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
@@ -196,6 +201,14 @@ def _sortable(value: Any) -> tuple[bool, Any]:
 def _in_order(file: Path) -> list[tuple[int, str]]:
     """Folders that are numbers in the order of numbers."""
     return [(int(part) if part.isdigit() else 0, part) for part in file.parts]
+
+
+def _keys_said(folder: Path) -> set[str]:
+    try:
+        lines = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text("utf-8")) or []
+    except (OSError, ValueError, yaml.YAMLError):
+        return set()
+    return {str(line).partition("=")[0].lstrip("+~") for line in lines}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def _sentence(stop: Stop, *, in_sweep: bool) -> str:
         return f"{told}; {_requeue(job)}"
     saved = "everything is saved" if stop.is_saved else "there was nothing to save"
     again = "to go on" if stop.checkpoint else "to start again"
-    command = command_line(stop.checkpoint, in_sweep=in_sweep)
+    # With resume=auto it is the same command.
+    command = command_line(None if stop.requeues else stop.checkpoint, in_sweep=in_sweep)
     return f"{told}, {saved}; {again}: {command}"
 
 

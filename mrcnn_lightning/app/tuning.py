@@ -17,6 +17,7 @@ from mrcnn_lightning.user_error import UserError
 log = logging.getLogger(__name__)
 
 STAGES = ("find_lr", "find_batch_size")
+_FEWEST_STEPS = 20  # of which the first ten are not looked at
 _NEVER = 1_000_000  # epochs
 
 
@@ -37,6 +38,16 @@ def prepare_tuning(cfg: DictConfig) -> None:
     if cfg.stage == "find_lr" and cfg.task.backbone_lr_factor != 1:
         raise UserError(
             "stage=find_lr gives all layers the same rate: say task.backbone_lr_factor=1"
+        )
+    if cfg.stage == "find_lr" and not 0 < cfg.find_lr.min_lr < cfg.find_lr.max_lr:
+        raise UserError(
+            f"find_lr.min_lr={cfg.find_lr.min_lr} is not above 0 and below "
+            f"find_lr.max_lr={cfg.find_lr.max_lr}"
+        )
+    if cfg.stage == "find_lr" and cfg.find_lr.num_training < _FEWEST_STEPS:
+        raise UserError(
+            f"find_lr.num_training={cfg.find_lr.num_training} steps are too few to suggest a rate: "
+            f"give {_FEWEST_STEPS} or more"
         )
     if _num_devices(settings.devices) != 1 or settings.num_nodes != 1:
         raise UserError(
@@ -86,7 +97,8 @@ def _find_lr(
     suggestion = None if finder is None else finder.suggestion()
     if finder is None or suggestion is None:
         raise UserError(
-            f"find_lr.num_training={cfg.find_lr.num_training} steps are too few to suggest a rate"
+            "the loss rose too soon to suggest a rate: give a lower find_lr.min_lr, or a larger "
+            "find_lr.num_training"
         )
     folder = Path(cfg.run_dir)
     (folder / "find_lr.json").write_text(json.dumps(finder.results))

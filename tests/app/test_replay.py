@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 
 from mrcnn_lightning.app.replay import replay_arguments
 from mrcnn_lightning.structures import Batch
-from tests.conftest import command
+from mrcnn_lightning.training.callbacks.first_not_finite import FirstNotFinite
+from tests.conftest import build_model, command, make_batch
 
 Run = Callable[..., tuple[int, str]]
 MRCNN = str(Path(sys.executable).parent / "mrcnn")
@@ -108,6 +109,7 @@ def test_what_the_step_before_made_of_the_weights(
     assert status == 1 and "is not finite at step 3: " in output, output[-2000:]
     file = tmp_path / "run" / "replay.json"
     assert json.loads(file.read_text())["checkpoint"] is None
+    assert "hydra.mode=RUN" in replay_arguments(file)  # a trial's search would begin again
     status, output = run_main(*replay_arguments(file))
     assert status == 1
     assert "error: the backward pass: Function '_NanBackward' returned nan values" in output
@@ -124,10 +126,22 @@ def test_what_the_step_before_made_of_the_weights(
     assert status == 1 and "is of a run with another optimizer" in output, output[-2000:]
 
 
+def test_convolutions_whose_norms_are_folded_in_are_named() -> None:
+    model = build_model("model=mask_rcnn", "backbone=resnet18")
+    finder = FirstNotFinite(step=0)
+    for name, module in model.named_modules(prefix="model"):
+        module.register_forward_hook(finder._look_at(name, False))
+    with torch.no_grad():
+        model.backbone.body.get_submodule("layer2.0.conv1").weight[0, 0] = torch.nan
+    model.features(make_batch([(64, 64)], [[[8, 8, 40, 40]]], [[1]]))
+    assert finder._found is not None
+    assert finder._found.startswith("model.backbone.body.layer2.0.conv1 (Conv2d), whose weights")
+
+
 @pytest.mark.parametrize("text", [None, "no json", '{"step": 3}'])
 def test_files_that_no_run_left(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "replay.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(ValueError, match=r"replay.json is no replay.json of a run that diverged"):
+    with pytest.raises(ValueError, match=r"replay.json is no replay.json, which a run"):
         replay_arguments(file)

@@ -1,6 +1,7 @@
 """`resume=auto`: the same command starts, goes on, or gives back what a run came to."""
 
 import json
+import multiprocessing
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,43 @@ def test_the_same_command_until_it_is_finished(
     assert record(run) == first
     status, output = run_main(*command, f"run_dir={run}", "trainer.max_epochs=3")
     assert status == 0, output[-2000:]
-    assert record(run)["steps"] == 18
+    assert record(run)["steps"] == 18 and record(run)["started"] == first["started"]
+    status, output = run_main(*command, f"run_dir={run}", "optimizer.lr=1e-9")
+    assert status == 1 and f"run_dir={run} has a run with another optimizer" in output
+    status, output = run_main(*tiny("stage=validate", "weights=x"), f"run_dir={run}")
+    assert status == 1 and f"run_dir={run} has a run of stage=fit" in output
+
+
+def test_the_last_evaluation_is_made_up_for(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """The check before training, of one batch, is no evaluation, although it comes after a fit."""
+    run = tmp_path / "run"
+    last = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=3", "data.eval_batch_size=5"]
+    command = tiny(*last, "resume=auto", "callbacks.pictures=null", f"run_dir={run}")
+    process = multiprocessing.get_context("fork").Process(
+        target=run_main, args=[*command, *tells((signal.SIGKILL, 12, "evaluation"))]
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and record(run)["status"] == "running"
+    status, output = run_main(*command)
+    assert status == 0 and "COCO AP after 12 steps" in output, output[-2000:]
+    assert record(run)["status"] == "finished" and record(run)["ap"] >= 0
+
+
+def test_a_new_start_in_a_used_folder_has_a_record_of_its_own(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"best_ap": 0.9, "seconds": 1e6, "stage": "fit"}))
+    command = tiny(*SHORT, "trainer.max_steps=1", "trainer.limit_val_batches=1", f"run_dir={run}")
+    status, output = run_main(*command)
+    assert status == 0, output[-2000:]
+    assert record(run)["best_ap"] < 0.9 and record(run)["seconds"] < 1e6
+    status, output = run_main(*command)
+    assert status == 1 and f"run_dir={run} has a training, which this one would replace" in output
 
 
 @pytest.mark.parametrize(
@@ -82,4 +119,4 @@ def test_a_failure_is_recorded(
     assert status == 1
     failed = record(tmp_path / "run")
     assert failed["status"] == "failed" and "data.batch_size=25" in failed["error"]
-    assert failed["command"].startswith("train.py experiment=shapes")
+    assert "train.py experiment=shapes" in failed["command"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -106,3 +107,26 @@ def test_a_run_that_goes_on_by_itself_needs_a_folder_that_stays(
         cfg = compose_run(by_time, "resume=auto")
         RunFolder().on_run_start(cfg)
         assert cfg.hydra.run.dir == f"runs/mask_rcnn/{folder}"
+
+
+def test_a_node_that_comes_late_learns_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 may find that nothing is to be done, and its store ends with it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    folders = []
+    for node in ("0", "1"):
+        monkeypatch.setenv("NODE_RANK", node)
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            time.sleep(1.5 * int(node))
+            cfg = compose_run(f"{tmp_path}/${{now:%f}}", "trainer.num_nodes=2")
+            RunFolder().on_run_start(cfg)
+            os.write(writer, cfg.hydra.run.dir.encode())
+            os._exit(0)
+        folders.append(reader)
+    first, second = (os.read(reader, 1000) for reader in folders)
+    assert first == second

@@ -64,8 +64,8 @@ def test_a_table_shows_what_differs(folder: Path, tmp_path: Path) -> None:
     table = rows(shown.output)
     assert table[0] == ["run", "status", "ap", "steps", "seconds", "backbone", "optimizer.lr"]
     assert table[2] == ["other", "failed", "resnet18", "0.1"]
-    assert table[3] == ["sweep/2", "finished", "0.400", "90", "12", "resnet50", "0.1"]
-    assert table[4] == ["sweep/10", "finished", "0.500", "90", "12", "resnet50", "0.2"]
+    assert table[3] == ["sweep/2", "finished", "0.4000", "90", "12", "resnet50", "0.1"]
+    assert table[4] == ["sweep/10", "finished", "0.5000", "90", "12", "resnet50", "0.2"]
     file = tmp_path / "all.csv"
     assert (
         rows(show(str(folder / "sweep"), "--sort", "ap", "--csv", str(file)).output)[2][0] == "10"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -40,6 +41,10 @@ from mrcnn_lightning.training.studies import ADDRESS, open_storage
 from mrcnn_lightning.user_error import UserError
 
 log = logging.getLogger(__name__)
+
+_SEARCH = "search"  # the user attribute of a study: what it varies, and what it leaves as it is
+# Overrides that change no trial's result.
+_ANY_TIME = re.compile(r"[+~]*(launcher|logger|hydra|run_dir|data\.num_workers|data\.cache_dir)\b")
 
 _ERROR = "error"  # the user attribute of a trial that failed
 _LOOK_EVERY = 0.3  # seconds
@@ -142,9 +147,26 @@ class Search:
                 f"hydra.sweeper.direction={self.direction}, but the study {self.study_name} was "
                 f"begun with {study.direction.name.lower()}: say another hydra.sweeper.study_name"
             )
+        self._require_same_search(study)
         if study.get_trials(deepcopy=False):  # else a seed would draw the first trials once more
             self.sampler.reseed_rng()
         return study
+
+    def _require_same_search(self, study: optuna.Study) -> None:
+        """Refuse to add trials to those of another search, which would be taken for its own."""
+        now = {key: f"{key} in {each}" for key, each in self.space.ranges.items()}
+        now |= {key: each for key, each in self.space.fixed.items() if not _ANY_TIME.match(each)}
+        before = study.user_attrs.get(_SEARCH)
+        if before is None:
+            study.set_user_attr(_SEARCH, now)
+            return
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"the study {self.study_name} was begun with {before.get(key, f'no {key}')}, "
+                    f"and not {now.get(key, f'without {key}')}: say the same, or give this search "
+                    "a hydra.sweeper.study_name of its own"
+                )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

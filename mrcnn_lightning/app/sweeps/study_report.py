@@ -76,7 +76,7 @@ def _print_best(trials: list[FrozenTrial], *, is_descending: bool) -> None:
     trials = sorted(trials, key=lambda each: each.value or 0.0, reverse=is_descending)[:_SHOWN]
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     rows = [
-        [str(trial.number), f"{trial.value:.3f}", f"{_seconds(trial) or 0:.0f}"]
+        [str(trial.number), f"{trial.value:.4f}", f"{_seconds(trial) or 0:.0f}"]
         + [_text(trial.params.get(name, "")) for name in names]
         for trial in trials
     ]

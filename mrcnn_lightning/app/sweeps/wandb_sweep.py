@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 
 from mrcnn_lightning.app.command_line import CONF, of_jobs
-from mrcnn_lightning.app.sweeps.search_space import grid, read_space
+from mrcnn_lightning.app.sweeps.search_space import as_override, first_value, grid, read_space
 from mrcnn_lightning.user_error import UserError
 
 _METRIC = "val/ap"
@@ -41,6 +41,8 @@ def wandb_sweep(overrides: Sequence[str]) -> str:
         cfg = hydra.compose("train", [*words, "run_dir=unused"], return_hydra_config=True)
         sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
         space = read_space(sweeper["params"] or {}, [*overrides, *loggers], loader)
+        first = [as_override(key, first_value(each)) for key, each in space.ranges.items()]
+        hydra.compose("train", [*words, *first, "run_dir=unused"])  # before an agent fails of it
     if not space.ranges:
         raise UserError("nothing is to be searched: say hparams_search=NAME, or a range for a key")
     method = _METHODS.get(

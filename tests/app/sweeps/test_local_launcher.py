@@ -22,9 +22,9 @@ def test_a_job_that_fails_does_not_end_the_others(sweep: Sweep, tmp_path: Path) 
     assert "job 1 failed: lr is above 0.5" in output and "job 0 finished: AP 0.250" in output
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
     assert [row[:3] for row in rows] == [
-        ["0", "finished", "0.250"],
+        ["0", "finished", "0.2500"],
         ["1", "failed", "3"],
-        ["2", "finished", "0.500"],
+        ["2", "finished", "0.5000"],
     ]
     for number, lr in enumerate((0.25, 0.75, 0.5)):
         folder = tmp_path / "runs" / "grid" / str(number)

@@ -71,7 +71,7 @@ def test_a_study_and_what_it_leaves(sweep: Sweep, tmp_path: Path) -> None:
     assert status == 0 and len(drawn) == 6  # the seed does not draw the first ones once more
     status, output = sweep(*words, "hydra.sweeper.n_trials=7", "seed=choice(1, 3)")
     assert status == 1 and "Traceback" not in output
-    assert "error: the study s was begun with another search space" in output.splitlines()[-1]
+    assert "error: the study s was begun with" in output.splitlines()[-1]
 
 
 def test_killed_at_any_time_no_trial_is_lost(
