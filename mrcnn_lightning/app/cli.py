@@ -1,6 +1,7 @@
 """The `mrcnn` command."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,12 +38,17 @@ def _fail(message: object, status: int = 1) -> typer.Exit:
     return typer.Exit(status)
 
 
+def _run(arguments: Sequence[str]) -> None:
+    """Run as `train.py` would: Lightning starts further processes with this command line."""
+    sys.argv = [str(Path(run.__file__)), *arguments]
+    sys.modules["__main__"].__spec__ = None  # of `python -m mrcnn_lightning`, which names no script
+    run.main()
+
+
 @app.command(context_settings=_PASSED_ON)
 def train(context: typer.Context) -> None:
     """Train, validate or test: the same as `python train.py`, with the same overrides."""
-    # Lightning starts further processes with this command line, so it must name a script.
-    sys.argv = [str(Path(run.__file__)), *context.args]
-    run.main()
+    _run(context.args)
 
 
 def _show_version(wanted: bool) -> None:
@@ -134,8 +140,7 @@ def replay(
         arguments = replay_arguments(file)
     except UserError as error:
         raise _fail(error) from error
-    sys.argv = [str(Path(run.__file__)), *arguments]
-    run.main()
+    _run(arguments)
 
 
 @app.command()

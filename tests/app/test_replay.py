@@ -18,7 +18,7 @@ from mrcnn_lightning.training.callbacks.first_not_finite import FirstNotFinite
 from tests.conftest import build_model, command, make_batch
 
 Run = Callable[..., tuple[int, str]]
-MRCNN = str(Path(sys.executable).parent / "mrcnn")
+PROGRAM = [sys.executable, "-m", "mrcnn_lightning"]
 
 
 def test_two_ranks_stop_and_the_module_is_named(
@@ -55,7 +55,7 @@ def test_two_ranks_stop_and_the_module_is_named(
     with (run / "csv" / "metrics.csv").open() as table:
         assert max(int(row["step"]) for row in csv.DictReader(table)) < 7 + 3
 
-    process = command("replay", str(file), cwd=tmp_path, wait=False, program=[MRCNN])
+    process = command("replay", str(file), cwd=tmp_path, wait=False, program=PROGRAM)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1
     assert (
