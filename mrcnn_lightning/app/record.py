@@ -31,9 +31,8 @@ class Record:
     """A run's `run.json`; only rank 0 writes it.
 
     Its keys, each there once it is known: `status` (running, finished, pruned, stopped or failed),
-    `stage`,
-    `error` (one sentence), `command`, `host`, `started` (when it was first started, ISO 8601),
-    `seconds` (of all its starts), `steps`, `ap` (of the last evaluation), `best_ap`,
+    `stage`, `error` (one sentence), `command`, `host`, `started` (when it was first started, ISO
+    8601), `seconds` (of all its starts), `steps`, `ap` (of the last evaluation), `best_ap`,
     `best_checkpoint`, `environment` (commit, versions, data) and `trackers` (what each calls the
     run, to go on with it).
 

@@ -92,6 +92,26 @@ def test_averages_are_evaluated_kept_and_resumed(
         assert torch.equal(value, resumed["current_model_state"][key]), key
 
 
+def test_a_checkpoint_after_the_fit_has_both(
+    run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Stopped within the evaluation that follows the fit."""
+    status, output = run_main(
+        *tiny(*SHORT, "callbacks=ema", "callbacks.ema.decay=0.5", "trainer.max_steps=3"),
+        *tells((signal.SIGTERM, 3, "evaluation")),
+        "trainer.check_val_every_n_epoch=9",
+        "+callbacks.notes._target_=tests.training.test_ema.Notes",
+        f"+callbacks.notes.file={tmp_path}/weights",
+        f"run_dir={tmp_path}/run",
+    )
+    assert status == 143, output[-2000:]
+    weights = torch.load(tmp_path / "weights", weights_only=True)
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert torch.equal(last["current_model_state"][KEY], weights["step 3"])
+    average = 0.5 * (0.5 * (weights["step 1"] + weights["step 2"]) + weights["step 3"])
+    torch.testing.assert_close(last["state_dict"][KEY], average)
+
+
 def test_a_decay_out_of_range() -> None:
     with pytest.raises(ValueError, match="decay=1 is not at least 0 and less than 1"):
         EMA(decay=1)

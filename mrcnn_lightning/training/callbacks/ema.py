@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mrcnn_lightning.user_error import UserError
@@ -37,6 +38,26 @@ class EMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:  # its count is looked at in every step
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_validation_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Put the averages into the model; after a fit they are there already."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Put training's weights back."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Leave the averages in the model, and keep training's weights for what is saved yet."""
+        self._swap_models(pl_module)
 
     def _swap_models(self, pl_module: lightning.LightningModule) -> None:
         super()._swap_models(pl_module)
