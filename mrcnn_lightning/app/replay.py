@@ -20,8 +20,6 @@ from mrcnn_lightning.user_error import UserError
 FILE = "replay.json"
 # Overrides that say where and how a run goes on; those of a replay are its own.
 _HOW = ("ckpt_path=", "resume=", "run_dir=", "replay=", "hydra.")
-
-
 _KEYS = {"step", "overrides", "options", "config", "checkpoint"}
 
 

@@ -54,7 +54,7 @@ class COCODataModule(lightning.LightningDataModule):
         skip_empty: whether training leaves out images without an object that is no crowd.
         max_objects: at most so many objects of an image in training, drawn at random; or None.
         boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `transform_objects`.
-        damaged_images: `stop` at an image that cannot be read, or `skip` it: the next one stands
+        damaged_images: `stop` at an image that cannot be read, or `skip` it: another one stands
             in for it.
         num_workers: processes a device that load images.
         cache_dir: for packed annotations.

@@ -34,7 +34,7 @@ class COCODataset(Dataset[Sample]):
         skip_empty: whether images without an object that is no crowd are left out.
         max_objects: at most so many of an image's objects, drawn at random, or None for all.
         boxes_from: see `transform_objects`.
-        skip_damaged: whether an image that cannot be read gives way to the next one that can.
+        skip_damaged: whether an image that cannot be read gives way to another one that can.
         seed: of the run.
 
     Attributes:

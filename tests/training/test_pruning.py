@@ -60,11 +60,19 @@ def test_a_worse_trial_is_pruned(run_main: Run, words: list[str], tmp_path: Path
     assert trial(tmp_path).user_attrs["pruned_at"] == 6
     status, output = run_main(*words, "resume=auto")
     assert status == 0 and "is pruned: AP" in output  # at once
+    # Killed after the pruner's word, and before the run said so.
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    status, output = run_main(*words, "resume=auto")
+    assert status == 0, output
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (again["status"], again["steps"], again["ap"]) == ("pruned", 6, record["ap"])
 
 
 def test_the_last_evaluation_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pruning, "_is_worse", lambda *_: True)
     for step, is_pruned in ((6, True), (12, False)):
+        study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(1))
+        asked = study.ask()
+        monkeypatch.setattr(Pruning, "_open", lambda _, asked=asked: asked)
         trainer: Any = SimpleNamespace(
             state=SimpleNamespace(fn=TrainerFn.FITTING),
             sanity_checking=False,
@@ -78,6 +86,8 @@ def test_the_last_evaluation_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         pruning = Pruning(monitor="val/ap", pruner=optuna.pruners.NopPruner(), trial={"number": 0})
         pruning.on_validation_end(trainer, None)
         assert (trainer.should_stop, pruning.pruned_at is not None) == (is_pruned, is_pruned)
+        assert list(study.trials[0].intermediate_values) == [step]
+        assert ("pruned_at" in study.trials[0].user_attrs) == is_pruned
 
 
 def test_a_study_that_is_away_is_one_warning(

@@ -39,11 +39,14 @@ class Pruning(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """End at once what was ended before, by a process that was killed before it said so."""
+        if self.trial is None:
+            return
         before = None
-        if self.trial is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             before = self._quietly(lambda: self._open().user_attrs.get("pruned_at"))
         self.pruned_at = trainer.strategy.broadcast(before)
-        trainer.should_stop = self.pruned_at is not None
+        if self.pruned_at is not None:
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Report and decide."""
@@ -56,23 +59,24 @@ class Pruning(Callback):
                 f"callbacks.pruning.monitor={self.monitor} is not logged; there are {known}"
             )
         value = float(trainer.callback_metrics[self.monitor])
-        is_worse = trainer.is_global_zero and bool(
-            self._quietly(lambda: self._is_worse(value, trainer.global_step))
-        )
         has_more = trainer.global_step < trainer.estimated_stepping_batches
-        if trainer.strategy.broadcast(is_worse and has_more):
+        is_ended = trainer.is_global_zero and bool(
+            self._quietly(lambda: self._report(value, trainer.global_step, has_more))
+        )
+        if trainer.strategy.broadcast(is_ended):
             trainer.should_stop = True
             self.pruned_at = trainer.global_step
 
-    def _is_worse(self, value: float, step: int) -> bool:
+    def _report(self, value: float, step: int, has_more: bool) -> bool:
+        """Tell the study an evaluation; whether the fit, if it has more to do, is to end."""
         trial = self._open()
         known = trial.study._storage.get_trial(trial._trial_id).intermediate_values
         if step not in known:  # a resumed run makes up for an evaluation that was cut off
             trial.report(value, step)
-        is_worse = trial.should_prune()
-        if is_worse:
+        is_ended = has_more and trial.should_prune()
+        if is_ended:
             trial.set_user_attr("pruned_at", step)
-        return is_worse
+        return is_ended
 
     def _quietly(self, ask: Callable[[], Any]) -> Any:
         """What the study says; None and one warning where it cannot be reached."""
