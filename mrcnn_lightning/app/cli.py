@@ -16,6 +16,7 @@ from rich.progress import track
 from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
 from mrcnn_lightning.app.command_line import CONF
+from mrcnn_lightning.app.data_commands.app import data_app
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.app.replay import replay_arguments
 from mrcnn_lightning.app.runs import find_runs, print_diff, print_runs, read_run
@@ -29,6 +30,7 @@ from mrcnn_lightning.inference.predictor import Predictor
 from mrcnn_lightning.user_error import UserError, built
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(data_app, name="data")
 # Everything behind `mrcnn train` is Hydra's, `--help` too.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
