@@ -27,7 +27,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from turns import in_turns, peak_megabytes, report
 
 from mrcnn_lightning.data.annotations import Annotations
-from mrcnn_lightning.evaluation.coco import IOU_TYPES, NUMBERS, COCOMetric
+from mrcnn_lightning.evaluation.coco import IOU_TYPES, COCOMetric
+from mrcnn_lightning.evaluation.scoring import NUMBERS
 from mrcnn_lightning.results.image_detections import per_image
 from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
@@ -107,6 +108,7 @@ def evaluate_ours(file: Path, found: list[Detections]) -> Results:
         category_ids=range(1, NUM_CLASSES + 1),
         class_names=[f"class {k}" for k in range(1, NUM_CLASSES + 1)],
         has_masks=True,
+        max_detections=100,
     )
     for image_id, detected in enumerate(found, start=1):
         metric.update(per_image(detected, _batch(image_id), resized_crops))

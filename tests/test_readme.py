@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from mrcnn_lightning.app.cli import app
 from mrcnn_lightning.app.run import CONF
-from mrcnn_lightning.evaluation.coco import NUMBERS
+from mrcnn_lightning.evaluation.scoring import NUMBERS
 from tests.conftest import ROOT, compose
 
 TEXT = (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""COCO's average precision; the only file that knows the library behind it.
+"""COCO's average precision as a metric over batches and processes.
 
 I images, N detections of all images.
 """
@@ -11,31 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from torch import distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from mrcnn_lightning.evaluation.scoring import score
 from mrcnn_lightning.results.image_detections import ImageDetections
 
-# COCO's twelve numbers, in COCO's order.
-NUMBERS = (
-    "ap",
-    "ap50",
-    "ap75",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-    "ar1",
-    "ar10",
-    "ar100",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
-)
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
-IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-RECALLS = tuple(step / 100 for step in range(101))
 _STATES = {
     "image_ids": torch.int64,  # (I,) images seen, those without detections included
     "image_sizes": torch.int64,  # (2 I,) height and width
@@ -54,8 +37,7 @@ class Evaluated:
 
     images: list[ImageDetections]  # without masks
     objects: dict[int, list[dict[str, Any]]]  # of each image, in COCO's format, with boxes
-    # Of boxes and of masks, (IOUS, RECALLS, K): -1 where there is nothing to find. All areas, 100
-    # detections an image.
+    # Of boxes and of masks, see `Scores`.
     precision: dict[str, npt.NDArray[np.float64]]
 
 
@@ -72,6 +54,7 @@ class COCOMetric(Metric):
         category_ids: the file's ids of the labels 1..K.
         class_names: their names.
         has_masks: whether detections have masks.
+        max_detections: that the model gives of an image.
 
     Attributes:
         evaluated: of the last `compute`, on rank 0.
@@ -86,12 +69,14 @@ class COCOMetric(Metric):
         category_ids: Sequence[int],
         class_names: Sequence[str],
         has_masks: bool,
+        max_detections: int,
     ) -> None:
         super().__init__()
         self.ground_truth = ground_truth
         self.category_ids = list(category_ids)
         self.class_names = list(class_names)
         self.has_masks = has_masks
+        self.max_detections = max_detections
         self.evaluated: Evaluated | None = None
         for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -133,7 +118,7 @@ class COCOMetric(Metric):
             return self._results(self._images()) if _is_first() else []
 
     def compute(self) -> dict[str, float]:
-        """`box_ap`, `mask_ap` and so on (`NUMBERS`), and `box_ap/NAME` of each class.
+        """`box_ap`, `mask_ap` and so on (`number_names`), and `box_ap/NAME` of each class.
 
         A number is -1 where there is nothing to find; such classes are left out. Rank 0 computes
         them for all.
@@ -192,23 +177,29 @@ class COCOMetric(Metric):
         keys = {"image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind]}
         assert self.ground_truth is not None
         assert self.evaluated is not None
-        truth = COCO(self.ground_truth(image_ids, of_masks=kind == "mask"))
+        truth = self.ground_truth(image_ids, of_masks=kind == "mask")
         if kind == "box":
-            self.evaluated.objects = dict(truth.imgToAnns)
-        found = truth.loadRes([{key: result[key] for key in keys} for result in results])
-        evaluation = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
-        evaluation.run()
-        metrics = {
-            f"{kind}_{name}": float(value)
-            for name, value in zip(NUMBERS, evaluation.stats[: len(NUMBERS)], strict=True)
-        }
-        order = [evaluation.params.catIds.index(category) for category in self.category_ids]
-        precision = evaluation.eval["precision"][..., 0, -1][..., order]  # all areas, 100
-        self.evaluated.precision[kind] = precision
-        for name, values in zip(self.class_names, np.moveaxis(precision, 2, 0), strict=True):
-            if (values > -1).any():
-                metrics[f"{kind}_ap/{name}"] = float(values[values > -1].mean())
+            self.evaluated.objects = _by_image(truth["annotations"])
+        scores = score(
+            truth,
+            [{key: result[key] for key in keys} for result in results],
+            iou_type=iou_type,
+            category_ids=self.category_ids,
+            max_detections=self.max_detections,
+        )
+        self.evaluated.precision[kind] = scores.precision
+        metrics = {f"{kind}_{name}": value for name, value in scores.numbers.items()}
+        for name, ap in zip(self.class_names, scores.per_class.tolist(), strict=True):
+            if ap > -1:
+                metrics[f"{kind}_ap/{name}"] = ap
         return metrics
+
+
+def _by_image(annotations: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    objects: dict[int, list[dict[str, Any]]] = {}
+    for annotation in annotations:
+        objects.setdefault(annotation["image_id"], []).append(annotation)
+    return objects
 
 
 def _is_first() -> bool:

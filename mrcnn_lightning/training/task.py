@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from mrcnn_lightning.checkpoint import Description
 from mrcnn_lightning.data.datamodule import SPLITS_OF_STAGE, COCODataModule
 from mrcnn_lightning.evaluation.coco import COCOMetric
+from mrcnn_lightning.evaluation.scoring import ap_name
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.sampling import step_key
 from mrcnn_lightning.results.image_detections import ImageDetections, per_image
@@ -107,6 +108,7 @@ class DetectionTask(lightning.LightningModule):
             category_ids=self.description.category_ids,
             class_names=self.model.class_names,
             has_masks=self.model.mask_head is not None,
+            max_detections=self.model.box_head.selector.num_detections,
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -225,8 +227,8 @@ class DetectionTask(lightning.LightningModule):
     def _score(self, split: str) -> None:
         results = self.metric.compute()
         self.metric.reset()
-        main = "mask_ap" if self.model.mask_head is not None else "box_ap"
-        results["ap"] = results[main]
+        kind = "mask" if self.model.mask_head is not None else "box"
+        results["ap"] = results[f"{kind}_{ap_name(self.metric.max_detections)}"]
         # All ranks have the same numbers; sync_dist only tells Lightning that this is so.
         self.log_dict({f"{split}/{name}": value for name, value in results.items()}, sync_dist=True)
         if not self.trainer.sanity_checking:  # which sees a part of the images, also after a resume
@@ -237,7 +239,7 @@ class DetectionTask(lightning.LightningModule):
         return {"detections": self._evaluate(batch, "val")}
 
     def on_validation_epoch_end(self) -> None:
-        """Log box and mask AP."""
+        """Log box and mask AP, and as `ap` the one that best counts what the model gives."""
         self._score("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:

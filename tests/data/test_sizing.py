@@ -195,6 +195,7 @@ def test_the_truth_on_a_square_scores_one(shapes_root: Path, tmp_path: Path) -> 
         category_ids=[3, 7, 12],
         class_names=["disc", "box", "triangle"],
         has_masks=False,
+        max_detections=100,
     )
     for batch in enlarged_batches(shapes_root, tmp_path, canvas=CentredSquare(side=128)):
         assert batch.windows[0].tolist() == [16, 16, 112, 112]

@@ -16,7 +16,8 @@ import torch.multiprocessing
 from pycocotools.coco import COCO
 
 from mrcnn_lightning.data.annotations import Annotations
-from mrcnn_lightning.evaluation.coco import IOUS, NUMBERS, RECALLS, COCOMetric
+from mrcnn_lightning.evaluation.coco import COCOMetric
+from mrcnn_lightning.evaluation.scoring import IOUS, NUMBERS, RECALLS
 from mrcnn_lightning.results.image_detections import ImageDetections
 from tests.conftest import shared
 
@@ -31,6 +32,7 @@ def metric(file: Path, categories: list[dict[str, Any]], **changes: Any) -> COCO
         "category_ids": [category["id"] for category in ordered],
         "class_names": [category["name"] for category in ordered],
         "has_masks": True,
+        "max_detections": 100,
     }
     with tempfile.TemporaryDirectory() as cache:  # what is mapped stays readable
         annotations = Annotations.load(file, cache_dir=cache)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
-from mrcnn_lightning.evaluation.coco import IOUS, RECALLS
+from mrcnn_lightning.evaluation.scoring import IOUS, RECALLS
 from mrcnn_lightning.training.callbacks.show import show_picture
 from mrcnn_lightning.training.figures import draw_curves
 from mrcnn_lightning.training.task import DetectionTask
