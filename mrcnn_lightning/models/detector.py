@@ -38,7 +38,8 @@ class Detector(nn.Module):
         init: gives layers the weights that they start with, see `initial_weights`.
 
     Raises:
-        UserError: the backbone's stage for RoIs does not fit the neck.
+        UserError: the backbone's stage for RoIs does not fit the neck, or there are too few
+            proposals for the detections.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Detector(nn.Module):
         self.mask_head: MaskHead | None = None
         if mask_head is not None:
             self.mask_head = built(mask_head, "model.mask_head", **shape)
+        _require_proposals(self.rpn, self.box_head, len(class_names))
         self.paste = paste
         self.pad_first = pad_first
         init(self)
@@ -158,3 +160,14 @@ class Detector(nn.Module):
         if self.mask_head is not None:
             detections.masks = self.mask_head.predict(features, detections)
         return detections
+
+
+def _require_proposals(rpn: RPN, box_head: BoxHead, num_classes: int) -> None:
+    """Refuse more detections than there are boxes that could become some."""
+    proposals, detections = rpn.selector.num_proposals, box_head.selector.num_detections
+    if detections > proposals * num_classes:
+        raise UserError(
+            f"model.box_head.selector.num_detections={detections} is more than can be made of "
+            f"model.rpn.selector.num_proposals={proposals} for {num_classes} classes: raise that "
+            f"to {detections} or more, and pre_nms_topk beside it"
+        )

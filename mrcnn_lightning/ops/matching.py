@@ -3,6 +3,7 @@
 B images, G padded objects, A candidates.
 """
 
+import math
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -59,10 +60,41 @@ def match(
         strictly_above: whether a candidate at `positive_iou` is not positive yet.
         eligible: (B, A) bool, or None for all; other candidates are ignored, and no object's best.
     """
-    shape = (len(boxes), candidates.shape[-2])
-    best_iou = candidates.new_full(shape, -1.0)
-    best_index = torch.zeros(shape, dtype=torch.int64, device=candidates.device)
-    is_best_of_an_object = torch.zeros(shape, dtype=torch.bool, device=candidates.device)
+    is_on_host = candidates.device.type == "cpu" and not torch.compiler.is_compiling()
+    compare = _compare_touching if is_on_host else _compare_all
+    best_iou, best_index, is_best_of_an_object = compare(
+        boxes, valid, candidates, eligible, best_matches
+    )
+    label = torch.full_like(best_index, IGNORED)
+    label = torch.where(best_iou < negative_iou, NEGATIVE, label)
+    is_positive = best_iou > positive_iou if strictly_above else best_iou >= positive_iou
+    label = torch.where(is_positive | is_best_of_an_object, POSITIVE, label)
+    if eligible is not None:
+        label = torch.where(eligible, label, IGNORED)
+    return Match(best_index, label)
+
+
+class _Comparison(NamedTuple):
+    best_iou: Tensor  # (B, A), -1 where no object counts
+    best_index: Tensor  # (B, A) int64, the first of the objects with that IoU
+    is_best_of_an_object: Tensor  # (B, A) bool
+
+
+def _nothing_compared(boxes: Tensor, candidates: Tensor) -> _Comparison:
+    best_iou = candidates.new_full((len(boxes), candidates.shape[-2]), -1.0)
+    index = torch.zeros_like(best_iou, dtype=torch.int64)
+    return _Comparison(best_iou, index, torch.zeros_like(index, dtype=torch.bool))
+
+
+def _compare_all(
+    boxes: Tensor,
+    valid: Tensor,
+    candidates: Tensor,
+    eligible: Tensor | None,
+    best_matches: BestMatches,
+) -> _Comparison:
+    """Every object with every candidate, without the host looking at any number."""
+    best_iou, best_index, is_best_of_an_object = _nothing_compared(boxes, candidates)
     for start in range(0, boxes.shape[1], CHUNK):
         chunk = slice(start, start + CHUNK)
         ious = iou(boxes[:, chunk], candidates)  # (B, CHUNK, A)
@@ -74,13 +106,52 @@ def match(
         best_index = torch.where(chunk_iou > best_iou, chunk_index + start, best_index)
         best_iou = torch.maximum(chunk_iou, best_iou)
         is_best_of_an_object |= _best_of_an_object(ious, best_matches)
-    label = torch.full_like(best_index, IGNORED)
-    label = torch.where(best_iou < negative_iou, NEGATIVE, label)
-    is_positive = best_iou > positive_iou if strictly_above else best_iou >= positive_iou
-    label = torch.where(is_positive | is_best_of_an_object, POSITIVE, label)
-    if eligible is not None:
-        label = torch.where(eligible, label, IGNORED)
-    return Match(best_index, label)
+    return _Comparison(best_iou, best_index, is_best_of_an_object)
+
+
+def _compare_touching(
+    boxes: Tensor,
+    valid: Tensor,
+    candidates: Tensor,
+    eligible: Tensor | None,
+    best_matches: BestMatches,
+) -> _Comparison:
+    """As `_compare_all`, neighbours among the objects only with the candidates that touch them."""
+    compared = _nothing_compared(boxes, candidates)
+    for image, own_boxes in enumerate(boxes):
+        own = candidates if candidates.dim() == 2 else candidates[image]
+        x1, y1, x2, y2 = own.t().contiguous()
+        best_iou, best_index, is_best = (part[image] for part in compared)
+        objects = torch.nonzero(valid[image])[:, 0]
+        if len(objects):
+            counts = slice(None) if eligible is None else eligible[image]
+            best_iou[counts], best_index[counts] = 0.0, objects[0]
+        for chunk in _neighbours(own_boxes, objects):
+            left, top = own_boxes[chunk, :2].amin(0).tolist()
+            right, bottom = own_boxes[chunk, 2:].amax(0).tolist()
+            touches = (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
+            near = torch.nonzero(touches if eligible is None else touches & eligible[image])[:, 0]
+            if not len(near):
+                continue
+            ious = iou(own_boxes[chunk], own[near])  # (CHUNK, near)
+            near_iou, first = ious.max(dim=0)
+            number, before, last = chunk[first], best_iou[near], best_index[near]
+            is_better = (near_iou > before) | ((near_iou == before) & (number < last))
+            best_iou[near] = torch.where(is_better, near_iou, before)
+            best_index[near] = torch.where(is_better, number, last)
+            is_best[near] |= _best_of_an_object(ious[None], best_matches)[0]
+    return compared
+
+
+def _neighbours(boxes: Tensor, objects: Tensor) -> list[Tensor]:
+    """The numbers `objects` of boxes (G, 4), some that lie beside each other at a time."""
+    if len(objects) <= CHUNK:
+        return [objects] if len(objects) else []
+    x, y = (boxes[objects, :2] + boxes[objects, 2:]).unbind(1)
+    num_bands = math.ceil(math.sqrt(len(objects) / CHUNK))
+    band = ((y - y.min()) / (y.max() - y.min() + 1) * num_bands).floor()
+    order = (band * (x.max() - x.min() + 1) + x - x.min()).argsort()
+    return [chunk.sort().values for chunk in objects[order].split(CHUNK)]
 
 
 def _best_of_an_object(ious: Tensor, best_matches: BestMatches) -> Tensor:

@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.models.heads import mask_head
 from mrcnn_lightning.models.rpn import proposals
+from mrcnn_lightning.ops import matching
 from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.user_error import UserError
 from tests.conftest import build_model, make_batch
 
 LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"]
@@ -293,6 +295,7 @@ def test_a_step_has_one_operator_that_the_host_would_wait_for(
         return index, torch.ones_like(index, dtype=torch.bool)
 
     monkeypatch.setattr(proposals, "batched_nms", nms)
+    monkeypatch.setattr(matching, "_compare_touching", matching._compare_all)  # as on a GPU
     model.loss(one_image())  # what is copied to the device once is there
     with Waits() as waits:
         torch.stack(list(model.loss(one_image()).values())).sum().backward()
@@ -336,3 +339,20 @@ def test_the_stages_of_a_cascade_are_compiled(monkeypatch: pytest.MonkeyPatch) -
     )
     model.compile_parts()
     assert compiled == ["Backbone", "FPN", "RPN", *["BoxBranch"] * 3, "MaskHead"]
+
+
+def test_more_detections_than_proposals_can_give_are_refused() -> None:
+    few = ["model.rpn.selector.num_proposals=100", "model.box_head.selector.num_detections=301"]
+    with pytest.raises(UserError, match=r"num_detections=301 .*num_proposals=100 for 3 classes"):
+        build_model(*SMALL, *few, class_names=["a", "b", "c"])
+
+
+def test_masks_of_many_detections_come_in_parts(
+    model: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = one_image()
+    whole = model.eval().predict(batch)
+    assert whole.masks is not None and (whole.labels > 0).sum() > 20
+    monkeypatch.setattr(mask_head, "_PER_PART", 7)
+    parts = model.predict(batch)
+    torch.testing.assert_close(parts.masks, whole.masks, rtol=1e-5, atol=1e-6)

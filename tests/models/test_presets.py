@@ -12,9 +12,9 @@ from tests.test_conf import options
 
 # Little to sort and to pool; a small image has few anchors anyway.
 FEW = [
-    "model.rpn.selector.pre_nms_topk=20",
+    "model.rpn.selector.pre_nms_topk=40",
     "model.rpn.selector.pre_nms_topk_in_training=40",
-    "model.rpn.selector.num_proposals=10",
+    "model.rpn.selector.num_proposals=40",
     "model.rpn.selector.num_proposals_in_training=20",
     "model.roi_sampler.num_rois=16",
 ]

@@ -9,10 +9,12 @@ from tests.ops.test_boxes import random_boxes
 
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("compare", ["_compare_all", "_compare_touching"])
 def test_match_is_torchvisions(
-    low_quality: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    low_quality: bool, chunk: int, compare: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matching, "CHUNK", chunk)
+    monkeypatch.setattr(matching, "_compare_touching", getattr(matching, compare))
     boxes, candidates = random_boxes(2, 9), random_boxes(400, seed=1)
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[0, 5:] = False
@@ -33,6 +35,29 @@ def test_match_is_torchvisions(
         positive = expected >= 0
         assert positive.sum() > 5
         assert torch.equal(objects[image, positive], expected[positive])
+
+
+@pytest.mark.parametrize("best_matches", list(matching.BestMatches))
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("has_ineligible", [False, True])
+def test_comparing_what_touches_alone_changes_nothing(
+    best_matches: matching.BestMatches, is_shared: bool, has_ineligible: bool
+) -> None:
+    """Bit for bit, with boxes of whole pixels, many of which tie."""
+    for _ in range(5):
+        boxes = torch.randint(0, 40, (3, 30, 2)).repeat(1, 1, 2).float()
+        boxes[..., 2:] += torch.randint(1, 12, (3, 30, 2))
+        valid = torch.rand(3, 30) < torch.tensor([[0.7], [0.1], [0.0]])
+        candidates = boxes[:, torch.randperm(30)] + torch.randint(-3, 4, (3, 30, 1))
+        candidates = candidates[0] if is_shared else candidates
+        eligible = torch.rand(3, 30) < 0.7 if has_ineligible else None
+        arguments = (boxes, valid, candidates, eligible, best_matches)
+        for ours, wanted in zip(
+            matching._compare_touching(*arguments),
+            matching._compare_all(*arguments),
+            strict=True,
+        ):
+            assert torch.equal(ours, wanted)
 
 
 def test_an_object_that_nothing_touches_makes_no_anchor_positive() -> None:

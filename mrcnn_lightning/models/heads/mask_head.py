@@ -18,6 +18,9 @@ from mrcnn_lightning.ops.losses import mask_loss
 from mrcnn_lightning.ops.precision import at_least_float32
 from mrcnn_lightning.structures import Detections, Targets
 
+# Detections whose masks are predicted at a time.
+_PER_PART = 512
+
 
 class MaskHead(nn.Module):
     """A trunk, a 2x2 deconvolution that doubles the size, and a map for each class or one for all.
@@ -101,8 +104,13 @@ class MaskHead(nn.Module):
         """Mask probabilities (B, D, m, m) of the detections' own classes, zero where padded."""
         image, place = _places(detections.labels)
         boxes, labels = detections.boxes[image, place], detections.labels[image, place]
-        found = at_least_float32(self(features, boxes, image, labels)).sigmoid()
-        found = found * (labels > 0)[:, None, None]
+        parts = [  # of an image with thousands of detections all maps at once would not fit
+            at_least_float32(self(features, *part)).sigmoid()
+            for part in zip(
+                *(each.split(_PER_PART) for each in (boxes, image, labels)), strict=True
+            )
+        ]
+        found = torch.cat(parts) * (labels > 0)[:, None, None]
         masks = found.new_zeros(*detections.labels.shape, *found.shape[1:])
         masks[image, place] = found
         return masks
