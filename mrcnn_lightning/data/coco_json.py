@@ -25,14 +25,18 @@ from mrcnn_lightning.user_error import UserError
 _PER_RELEASE = 100
 
 
-class _Image(msgspec.Struct, gc=False):
+class ImageEntry(msgspec.Struct, gc=False):
+    """An image of a file, as it is there."""
+
     id: Any = None
     file_name: Any = None
     height: Any = None
     width: Any = None
 
 
-class _Category(msgspec.Struct, gc=False):
+class CategoryEntry(msgspec.Struct, gc=False):
+    """A class of a file, as it is there."""
+
     id: Any = None
     name: Any = None
 
@@ -48,18 +52,21 @@ class _Place(msgspec.Struct, gc=False):
 class _Lists(msgspec.Struct, gc=False):
     """A file whose annotations are still text."""
 
-    images: list[_Image]
-    categories: list[_Category]
+    images: list[ImageEntry]
+    categories: list[CategoryEntry]
     annotations: list[msgspec.Raw] | None = None
 
 
 _Entry = TypeVar("_Entry", bound=msgspec.Struct)
+_Result = TypeVar("_Result")
 
 
 @dataclass
-class _Content:
-    images: list[_Image]
-    categories: list[_Category]
+class Content:
+    """The lists of a file; annotations are decoded one by one."""
+
+    images: list[ImageEntry]
+    categories: list[CategoryEntry]
     annotations: Sequence[Any] | None
     decoder: Callable[[type[Any]], Callable[[Any], Any]]  # of one annotation
     release: Callable[[], None]  # the memory of what was decoded
@@ -97,17 +104,30 @@ def pack_coco_json(file: str | Path) -> dict[str, Any]:
     Raises:
         UserError: names the file, and what is wrong with it.
     """
+    return read_coco_json(file, partial(_packed, file=file))
+
+
+def read_coco_json(file: str | Path, use: Callable[[Content], _Result]) -> _Result:
+    """What a function makes of a file's lists; it may be called twice.
+
+    Args:
+        file: in COCO's format.
+        use: gets the lists, in which any value may be of any kind.
+
+    Raises:
+        UserError: the file is no JSON, or has no lists of objects of COCO's names.
+    """
     try:
         try:
-            return _packed(_read_mapped(Path(file)), file)
+            return use(_read_mapped(Path(file)))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             # No JSON by the book, as with NaN; or none of COCO's, of which more can be said.
-            return _packed(_read_whole(Path(file)), file)
+            return use(_read_whole(Path(file)))
     except RecursionError as error:
         raise UserError(f"{file} is no COCO-format file: it is nested too deeply") from error
 
 
-def _read_mapped(file: Path) -> _Content:
+def _read_mapped(file: Path) -> Content:
     """A file of which only the part at hand is in memory."""
     if file.stat().st_size == 0:
         raise UserError(f"{file} is not a JSON file: it is empty")
@@ -119,7 +139,7 @@ def _read_mapped(file: Path) -> _Content:
         if hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
 
-    return _Content(
+    return Content(
         images=lists.images,
         categories=lists.categories,
         annotations=lists.annotations,
@@ -128,7 +148,7 @@ def _read_mapped(file: Path) -> _Content:
     )
 
 
-def _read_whole(file: Path) -> _Content:
+def _read_whole(file: Path) -> Content:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
@@ -140,9 +160,9 @@ def _read_whole(file: Path) -> _Content:
         entries = [] if content.get(key) is None else content[key]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"{file} is no COCO-format file: its {key} are no list of objects")
-    return _Content(
-        images=[_structured(image, _Image) for image in content["images"]],
-        categories=[_structured(category, _Category) for category in content["categories"]],
+    return Content(
+        images=[_structured(image, ImageEntry) for image in content["images"]],
+        categories=[_structured(category, CategoryEntry) for category in content["categories"]],
         annotations=content.get("annotations"),
         decoder=lambda kind: partial(_structured, kind=kind),
         release=lambda: None,
@@ -153,7 +173,7 @@ def _structured(entry: dict[str, Any], kind: type[_Entry]) -> _Entry:
     return kind(**{key: entry[key] for key in kind.__struct_fields__ if key in entry})
 
 
-def _packed(content: _Content, file: str | Path) -> dict[str, Any]:
+def _packed(content: Content, file: str | Path) -> dict[str, Any]:
     images, categories = content.images, content.categories
     for key, entries in (("images", images), ("categories", categories)):
         if not entries:
@@ -185,7 +205,7 @@ def _require_values(
         for key, bits in keys.items():
             value = getattr(entry, key)
             if bits is None:
-                problem = _problem_of_name(value, is_file=key == "file_name")
+                problem = problem_of_name(value, is_file=key == "file_name")
             else:
                 low = int(key != "id")
                 is_whole = is_number(value) and value == int(value) and low <= value < 2**bits
@@ -197,7 +217,8 @@ def _require_values(
                 )
 
 
-def _problem_of_name(value: Any, *, is_file: bool) -> str:
+def problem_of_name(value: Any, *, is_file: bool) -> str:
+    """What a name must be that it is not, or an empty text."""
     if not isinstance(value, str):
         return "text"
     try:
@@ -219,7 +240,7 @@ def _require_unique(entries: Sequence[Any], key: str, what: str, file: str | Pat
 
 
 def _pack_objects(
-    content: _Content, categories: list[_Category], file: str | Path
+    content: Content, categories: list[CategoryEntry], file: str | Path
 ) -> dict[str, Any]:
     labels = {category.id: label for label, category in enumerate(categories, start=1)}
     numbers = {image.id: number for number, image in enumerate(content.images)}
@@ -241,7 +262,7 @@ def _pack_objects(
 
 
 def _places(
-    content: _Content, numbers: dict[Any, int], labels: dict[Any, int], file: str | Path
+    content: Content, numbers: dict[Any, int], labels: dict[Any, int], file: str | Path
 ) -> "tuple[array[int], array[int]]":
     """The number of each annotation's image, and its label."""
     images, classes = array("q"), array("q")

@@ -6,6 +6,7 @@ N images.
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ _PER_TASK = 256
 _SHOWN = 5
 # Orientations in EXIF that exchange height and width.
 _ON_ITS_SIDE = range(5, 9)
+# Formats in which several frames are an animation, not pages.
+_ANIMATED = ("GIF", "PNG", "WEBP")
 
 _T = TypeVar("_T")
 _Result = TypeVar("_Result")
@@ -44,7 +47,7 @@ def check_images(
     key, folder = images
     names = [annotations.file_name(index) for index in range(len(annotations))]
     paths = [Path(folder, name) for name in names]
-    states = _each(_state, paths)
+    states = each(_state, paths)
     missing = [name for name, state in zip(names, states, strict=True) if state is None]
     if missing:
         raise UserError(
@@ -60,7 +63,7 @@ def check_images(
         with FileLock(checked.with_suffix(".lock")):  # one process of a machine looks
             if checked.exists():
                 return
-            found = _each(_problem, list(zip(paths, sizes, strict=True)))
+            found = each(_problem, list(zip(paths, sizes, strict=True)))
             problems = [problem for problem in found if problem is not None]
             if problems:
                 raise UserError(
@@ -74,8 +77,8 @@ def check_images(
         ) from error
 
 
-def _each(function: Callable[[_T], _Result], values: Sequence[_T]) -> list[_Result]:
-    """The results of all values; threads wait for the files."""
+def each(function: Callable[[_T], _Result], values: Sequence[_T]) -> list[_Result]:
+    """A function's results for all values; threads wait for the files."""
     parts = [values[start : start + _PER_TASK] for start in range(0, len(values), _PER_TASK)]
     with ThreadPoolExecutor(_THREADS) as threads:
         done = threads.map(lambda part: [function(value) for value in part], parts)
@@ -90,15 +93,54 @@ def _state(path: Path) -> tuple[int, int] | None:
     return state.st_size, state.st_mtime_ns
 
 
+@dataclass
+class Header:
+    """What an image file says of itself."""
+
+    stored: list[int]  # height and width of the pixels as they are stored
+    orientation: int  # EXIF's, 1 to 8
+    mode: str  # Pillow's
+    has_alpha: bool
+    num_frames: int
+
+    @property
+    def upright(self) -> list[int]:
+        """Height and width as they are meant to be seen."""
+        return self.stored[::-1] if self.is_on_its_side else self.stored
+
+    @property
+    def is_on_its_side(self) -> bool:
+        """Whether EXIF exchanges height and width."""
+        return self.orientation in _ON_ITS_SIDE
+
+
+def header_of(file: Image.Image) -> Header:
+    """What an opened file says of itself."""
+    is_deep = file.mode.startswith(("I", "F")) or any(
+        ";16" in str(part.args) for part in getattr(file, "tile", [])
+    )
+    return Header(
+        stored=[file.height, file.width],
+        orientation=_orientation(file),
+        mode="deep" if is_deep else file.mode,
+        has_alpha=file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info,
+        num_frames=int(getattr(file, "n_frames", 1)) if file.format in _ANIMATED else 1,
+    )
+
+
+def _orientation(file: Image.Image) -> int:
+    value = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def _problem(path_and_size: tuple[Path, list[int]]) -> str | None:
     """What is wrong with a file; see `read_image` for which size it may have."""
     path, size = path_and_size
     try:
         with Image.open(path) as file:
-            stored = [file.height, file.width]
-            upright = stored
-            if stored != size and file.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE:
-                upright = stored[::-1]
+            stored = upright = [file.height, file.width]
+            if stored != size:  # only then EXIF is worth its time
+                upright = header_of(file).upright
     except UnidentifiedImageError:
         return f"{path.name} is not an image"
     except Exception as error:  # what Pillow raises for damaged files has no common ancestor

@@ -77,13 +77,7 @@ class PackedObjects:
         if is_number(area) and area > 0 and area is not True:
             return float(area)
         self.odd_areas += area is not msgspec.UNSET
-        measured = 0.0
-        if isinstance(shape, bytes):
-            measured = float(pycocotools.mask.area({"size": list(size), "counts": shape}))
-        elif shape:
-            polygons = [np.asarray(polygon, dtype=np.float64) for polygon in shape]
-            measured = float(pycocotools.mask.area(encode_polygons(polygons, size)))
-        return measured or box[2] * box[3]
+        return measured_area(box, shape, size)
 
     def _add_shape(self, shape: Shape | None) -> None:
         if isinstance(shape, bytes):
@@ -109,6 +103,17 @@ class PackedObjects:
             "points": tensor_of(self.points).view(-1, 2),
             **{name: tensor_of(getattr(self, name)) for name in names},
         }
+
+
+def measured_area(box: Sequence[float], shape: Shape | None, size: tuple[int, int]) -> float:
+    """The pixels of a mask, or else the area of the box x, y, width, height."""
+    measured = 0.0
+    if isinstance(shape, bytes):
+        measured = float(pycocotools.mask.area({"size": list(size), "counts": shape}))
+    elif shape:
+        polygons = [np.asarray(polygon, dtype=np.float64) for polygon in shape]
+        measured = float(pycocotools.mask.area(encode_polygons(polygons, size)))
+    return measured or box[2] * box[3]
 
 
 def _name(annotation: Annotation) -> str:

@@ -1,0 +1,188 @@
+"""The objects of a file, read in chunks: what each says for itself.
+
+O objects of all images.
+"""
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask
+
+from mrcnn_lightning.data.checking.boxes import Floats
+from mrcnn_lightning.data.checking.entries import Listed, found_row, is_whole, number_in, shown
+from mrcnn_lightning.data.checking.faults import Faults
+from mrcnn_lightning.data.checking.masks import (
+    Polygons,
+    ShapesOfRows,
+    fault_of_rle,
+    sorted_out,
+)
+from mrcnn_lightning.data.coco_json import Content
+from mrcnn_lightning.data.packed_objects import Annotation
+from mrcnn_lightning.data.segmentations import are_numbers, is_number
+
+# Objects of which the points are in memory at once.
+_PER_CHUNK = 20_000
+_NO_BOX = [float("nan")] * 4
+
+
+@dataclass
+class ObjectTable:
+    """What checks of the whole set look at."""
+
+    ids: "array[int]"  # -1 where there is none
+    images: npt.NDArray[np.int64]  # (O,) rows of images, -1 where unknown
+    labels: npt.NDArray[np.int64]  # (O,) rows of categories, -1 where unknown
+    boxes: Floats  # (O, 4) as they are written, NaN where they are no numbers
+    extents: Floats  # (O, 4) the masks' corners, NaN where there is none
+    crowd: npt.NDArray[np.bool_]  # (O,)
+
+    def place(self, row: int) -> str:
+        """An object in the user's words."""
+        known = self.ids[row]
+        return f"annotation {known}" if known >= 0 else f"the {row + 1}. annotation"
+
+
+class ObjectReader:
+    """Reads objects, and notes what is wrong with each.
+
+    Args:
+        listed: images and categories.
+        faults: are added to.
+    """
+
+    def __init__(self, listed: Listed, faults: Faults) -> None:
+        self.listed, self.faults = listed, faults
+        self.ids, self.images, self.labels = array("q"), array("q"), array("q")
+        self.boxes, self.crowd = array("d"), array("b")
+        self.extents: list[Floats] = []
+        self._polygons = Polygons()
+        self._rles: dict[int, dict[str, Any]] = {}  # of the chunk, by row in it
+
+    def read(self, content: Content) -> ObjectTable:
+        """All objects of a file."""
+        for row, annotation in enumerate(content.decoded(Annotation)):
+            self._add(annotation, row)
+            if (row + 1) % _PER_CHUNK == 0:
+                self._close_chunk(_PER_CHUNK)
+        num = len(self.ids)
+        self._close_chunk(num % _PER_CHUNK)
+        table = ObjectTable(
+            ids=self.ids,
+            images=np.array(self.images, dtype=np.int64),
+            labels=np.array(self.labels, dtype=np.int64),
+            boxes=np.array(self.boxes).reshape(num, 4),
+            extents=np.concatenate([np.zeros((0, 4)), *self.extents]),
+            crowd=np.array(self.crowd, dtype=np.bool_),
+        )
+        self._check_ids(table)
+        return table
+
+    def _add(self, annotation: Annotation, row: int) -> None:
+        is_id = is_whole(annotation.id)
+        self.ids.append(int(annotation.id) if is_id else -1)
+        place = f"annotation {annotation.id}" if is_id else f"the {row + 1}. annotation"
+        if not is_id:
+            self.faults.add("annotation-id", f"{place} has {shown(annotation.id)}", row)
+        for name, value, rows, found in (
+            ("image", annotation.image_id, self.listed.image_rows, self.images),
+            ("category", annotation.category_id, self.listed.class_rows, self.labels),
+        ):
+            found.append(self._row_of(name, value, rows, place, row))
+        box = annotation.bbox
+        if not are_numbers(box) or len(box) != 4:
+            self.faults.add("box", f"{place} has {shown(box)}", row)
+            box = _NO_BOX
+        self.boxes.extend(box)
+        value = annotation.iscrowd
+        if not isinstance(value, (int, float)) or value not in (0, 1):
+            self.faults.add("crowd", f"{place} has {shown(value)}", row)
+        self.crowd.append(value in (1, "1") if isinstance(value, (int, float, str)) else False)
+        area = annotation.area
+        if area is not msgspec.UNSET and not (is_number(area) and area > 0):
+            self.faults.add("area", place, row)
+        self._add_mask(annotation.segmentation, place, row)
+
+    def _row_of(self, name: str, value: Any, rows: Any, place: str, row: int) -> int:
+        """The row of an object's image or category."""
+        found = found_row(value, rows)
+        if found < 0 and isinstance(value, str):
+            found = found_row(number_in(value), rows)
+        if found < 0:
+            self.faults.add(f"{name}-id-unknown", f"{place} has {shown(value)}", row)
+        elif isinstance(value, str):
+            self.faults.add("id-as-text", f"{place} has {name}_id {shown(value)}", row)
+        return found
+
+    def _add_mask(self, segmentation: Any, place: str, row: int) -> None:
+        kinds: list[str] = []
+        if not segmentation:
+            pass
+        elif isinstance(segmentation, list):
+            polygons, kinds = sorted_out(segmentation)
+            self._polygons.add(row % _PER_CHUNK, polygons)
+        elif isinstance(segmentation, dict):
+            image = self.images[-1]
+            size = tuple(self.listed.sizes[image].tolist()) if image >= 0 else (0, 0)
+            fault = fault_of_rle(segmentation, size) if 0 not in size else None
+            if fault:
+                kinds = [fault]
+            elif 0 not in size:
+                self._rles[row % _PER_CHUNK] = segmentation
+        else:
+            kinds = ["segmentation"]
+        for kind in dict.fromkeys(kinds):
+            self.faults.add(kind, place, row)
+
+    def _close_chunk(self, num: int) -> None:
+        if not num:
+            return
+        first = len(self.ids) - num
+        sizes = self.listed.sizes_of(np.array(self.images[first:], dtype=np.int64))
+        shapes = self._polygons.summed_up(num)
+
+        def place(row: int) -> str:
+            return f"annotation {self.ids[row]}"
+
+        self.faults.add_rows("polygon-crosses", first + shapes.crossing, place)
+        empty = [first + row for row in shapes.without_pixels(sizes)]
+        empty += self._read_rles(shapes, first)
+        self.faults.add_rows("mask-empty", sorted(empty), place)
+        limits = np.where(sizes > 0, sizes, np.inf)[:, ::-1]
+        leaving = (shapes.extents[:, :2] < -1) | (shapes.extents[:, 2:] > limits + 1)
+        leaving &= ~np.isin(np.arange(num), np.array(empty, dtype=np.int64) - first)[:, None]
+        self.faults.add_rows("mask-leaves", first + np.flatnonzero(leaving.any(axis=1)), place)
+        self.extents.append(shapes.extents)
+        self._polygons = Polygons()
+
+    def _read_rles(self, shapes: ShapesOfRows, first: int) -> list[int]:
+        """Add the extents of run lengths; the rows of those without a pixel."""
+        if not self._rles:
+            return []
+        encoded = [_encoded(rle) for rle in self._rles.values()]
+        rows = np.array(list(self._rles), dtype=np.int64)
+        boxes = np.asarray(pycocotools.mask.toBbox(encoded))
+        has_pixels = (boxes[:, 2:] > 0).all(axis=1)
+        boxes[:, 2:] += boxes[:, :2]
+        shapes.extents[rows[has_pixels]] = boxes[has_pixels]
+        self._rles = {}
+        return [int(first + row) for row in rows[~has_pixels]]
+
+    def _check_ids(self, table: ObjectTable) -> None:
+        ids = np.array(table.ids, dtype=np.int64)
+        known = np.flatnonzero(ids >= 0)
+        order = known[np.argsort(ids[known], kind="stable")]
+        again = np.sort(order[1:][ids[order][1:] == ids[order][:-1]])
+        self.faults.add_rows("annotation-id-twice", again, lambda row: f"{ids[row]}")
+        self.faults.add_rows("annotation-id-0", np.flatnonzero(ids == 0), lambda row: "")
+
+
+def _encoded(rle: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(rle["counts"], list):
+        encoded: dict[str, Any] = pycocotools.mask.frPyObjects(rle, *rle["size"])
+        return encoded
+    return {"size": rle["size"], "counts": rle["counts"].encode()}
