@@ -107,4 +107,4 @@ def test_only_one_file_knows_the_ap_library() -> None:
         for file in PACKAGE.rglob("*.py")
         if any(name.startswith("faster_coco_eval") for name in imports(file))
     }
-    assert users == {"evaluation/coco.py"}
+    assert users == {"evaluation/scoring.py"}
