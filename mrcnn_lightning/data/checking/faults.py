@@ -21,6 +21,11 @@ class Kind(NamedTuple):
     what: str
     remedy: str
 
+    @property
+    def is_mended(self) -> bool:
+        """Whether `repair` does something about it, as the remedy says."""
+        return "--fix" in self.remedy
+
 
 _RENUMBER = "--fix gives new ids"
 _FROM_MASK = "--fix takes the box from the mask, and drops the object where there is none"
@@ -48,7 +53,7 @@ KINDS = {
     "category-name-alike": Kind(
         "warning",
         "category names that differ only in case or spaces",
-        "if they are one class, rename one to the other, and --fix makes one of them",
+        "if they are one class, give both one name",
     ),
     # Of images in the file.
     "image-id": Kind("error", "image ids that are no whole numbers from 0 on", _RENUMBER),
@@ -225,7 +230,9 @@ KINDS = {
         "error", "all objects are crowds, from which nothing is learnt", "set iscrowd to 0"
     ),
     "area": Kind(
-        "note", "areas that are no positive number", "measured from the mask; --fix writes it"
+        "note",
+        "areas that are missing or no positive number",
+        "measured from the mask; --fix writes it",
     ),
     # Of the set as a whole.
     "class-empty": Kind("note", "categories without objects", "they are learnt never to be there"),

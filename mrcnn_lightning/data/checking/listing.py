@@ -30,6 +30,8 @@ class Listing:
     image_ids: dict[int, int]  # by row; a row that is not there was dropped
     class_ids: dict[int, int]
     rescaled: dict[int, tuple[int, int]]  # rows of images, with their real height and width
+    moved_images: set[int]  # rows of images whose objects are to be written anew
+    moved_classes: set[int]
 
 
 def mended_listing(
@@ -43,7 +45,7 @@ def mended_listing(
         folder: of its images.
         changes: is added to.
     """
-    listing = Listing([], [], {}, {}, {})
+    listing = Listing([], [], {}, {}, {}, set(), set())
     _mend_categories(tree["categories"], checked, listing, changes)
     _mend_images(tree["images"], checked, folder, listing, changes)
     return listing
@@ -71,9 +73,12 @@ def _mend_categories(
             changes["categories named"] += 1
         if name in first:
             listing.class_ids[row] = first[name]
+            listing.moved_classes.add(row)
             changes["categories of one name made one"] += 1
             continue
-        changes["category ids made new"] += not is_whole(category.get("id"))
+        if not is_whole(category.get("id")):
+            listing.moved_classes.add(row)
+            changes["category ids made new"] += 1
         first[name] = listing.class_ids[row] = new_id
         listing.categories.append({**category, "id": new_id, "name": name})
 
@@ -99,11 +104,15 @@ def _mend_images(
         name = moved.get(row, image["file_name"])
         if row in sizes and _is_resized(row, sizes[row], checked):
             listing.rescaled[row] = sizes[row]
+            listing.moved_images.add(row)
         if name in first:
             listing.image_ids[row] = first[name]
+            listing.moved_images.add(row)
             changes["images of one file made one"] += 1
             continue
-        changes["image ids made new"] += not is_whole(image.get("id"))
+        if not is_whole(image.get("id")):
+            listing.moved_images.add(row)
+            changes["image ids made new"] += 1
         changes["names of files corrected"] += row in moved
         first[name] = listing.image_ids[row] = new_id
         entry = {**image, "id": new_id, "file_name": name}

@@ -12,7 +12,7 @@ import pycocotools.mask
 from mrcnn_lightning.data.checking.boxes import Floats, iou
 from mrcnn_lightning.data.checking.masks import fault_of_rle, sorted_out
 from mrcnn_lightning.data.packed_objects import measured_area
-from mrcnn_lightning.data.segmentations import is_number, read_segmentation
+from mrcnn_lightning.data.segmentations import read_segmentation
 from mrcnn_lightning.user_error import UserError
 
 _DROPPED = {
@@ -68,9 +68,9 @@ class Mender:
         if "crowd" in kinds:
             annotation["iscrowd"] = int(annotation.get("iscrowd") in (1, "1"))
             self.changes["iscrowd written as 0 or 1"] += 1
-        if "area" in kinds or not is_number(annotation.get("area")):
+        if "area" in kinds:
             annotation["area"] = _area(annotation, size)
-            self.changes["areas measured"] += "area" in kinds
+            self.changes["areas measured"] += 1
         return True
 
     def _mend_mask(

@@ -7,7 +7,6 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
@@ -103,7 +102,7 @@ class ObjectReader:
             self.faults.add("crowd", f"{place} has {shown(value)}", row)
         self.crowd.append(value in (1, "1") if isinstance(value, (int, float, str)) else False)
         area = annotation.area
-        if area is not msgspec.UNSET and not (is_number(area) and area > 0):
+        if not (is_number(area) and area > 0):
             self.faults.add("area", place, row)
         self._add_mask(annotation.segmentation, place, row)
 

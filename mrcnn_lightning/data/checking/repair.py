@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from mrcnn_lightning.data.checking.check import Checked, check
+from mrcnn_lightning.data.checking.faults import KINDS
 from mrcnn_lightning.data.checking.listing import Listing, mended_listing
 from mrcnn_lightning.data.checking.mending import Mender, scale
 from mrcnn_lightning.data.checking.whole_set import TrainingSize
@@ -90,18 +91,16 @@ def repair(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         source = json
         for number in range(_MAX_ROUNDS):
-            in_round: Counter[str] = Counter()
             copy = Path(folder, f"{number}.json")
-            _write_mended(source, copy, checked, Path(images), in_round)
+            _write_mended(source, copy, checked, Path(images), changes)
             if source != json:
                 source.unlink()
             source = copy
-            changes += in_round
             checked = check(copy, images, size=size, known=known)
-            if not in_round:
+            if not any(KINDS[fault.name].is_mended for fault in checked.found()):
                 break
         os.replace(source, out)  # noqa: PTH105
-    return Repaired(changes, checked)
+    return Repaired(+changes, checked)
 
 
 def _write_mended(
@@ -161,7 +160,7 @@ def _encoded(value: Any) -> bytes:
 
 def _mended(
     annotations: Sequence[Any], checked: Checked, listing: Listing, changes: Counter[str]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Any]:
     objects, faults = checked.objects, checked.faults
     assert objects is not None and checked.corners is not None and checked.listed is not None
     kinds: dict[int, set[str]] = defaultdict(set)
@@ -177,19 +176,24 @@ def _mended(
         if place[0] is None or place[1] is None:
             changes["objects of no image or category that is kept dropped"] += 1
             continue
-        annotation, of_row = _decoded(raw), kinds.get(row, set())
-        size = tuple(checked.listed.sizes[image].tolist())
+        of_row = kinds.get(row, set())
+        is_moved = image in listing.moved_images or label in listing.moved_classes
+        if not of_row and not is_moved and row not in texts:
+            yield raw
+            continue
+        annotation = _decoded(raw)
+        height, width = checked.listed.sizes[image].tolist()
         kept = mender.mend(
             annotation,
             of_row,
-            size=size,
+            size=(height, width),
             corners=checked.corners[row],
             extent=objects.extents[row],
         )
         if not kept:
             continue
         if image in listing.rescaled:
-            scale(annotation, size, listing.rescaled[image])
+            scale(annotation, (height, width), listing.rescaled[image])
             changes["objects scaled to the size of their image"] += 1
         annotation["image_id"], annotation["category_id"] = place
         changes["ids of objects written as numbers"] += row in texts

@@ -94,3 +94,28 @@ def test_damage_is_named_and_mended(
     data.setup("fit")
     for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))):
         assert batch.targets is not None and batch.targets.boxes.isfinite().all()
+
+
+def repaired_boxes(change: Damage, damaged: Callable[[Damage], Any]) -> dict[int, list[float]]:
+    file, folder = damaged(change)
+    out = file.with_name("new.json")
+    repair(file, folder, out, checked=check(file, folder))
+    return {each["id"]: each["bbox"] for each in json.loads(out.read_text())["annotations"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [case for case in DAMAGES if case[0].startswith("boxes-")]
+)
+def test_boxes_of_another_format_become_what_they_were(
+    name: str, change: Damage, damaged: Callable[[Damage], Any], right: tuple[dict[str, Any], Path]
+) -> None:
+    boxes = repaired_boxes(change, damaged)
+    for annotation in right[0]["annotations"]:
+        assert boxes[annotation["id"]] == pytest.approx(annotation["bbox"], abs=1e-6)
+
+
+def test_objects_follow_their_resized_image(
+    damaged: Callable[[Damage], Any], right: tuple[dict[str, Any], Path]
+) -> None:
+    boxes = repaired_boxes(dict(reversed(DAMAGES))["image-size-differs"], damaged)
+    assert boxes
