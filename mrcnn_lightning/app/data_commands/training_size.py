@@ -24,7 +24,7 @@ def training_size() -> TrainingSize:
         rpn = make(class_names=["object"]).rpn
     levels = []
     for stride, sizes in zip(rpn.strides, rpn.anchors.sizes, strict=True):
-        cells = cell_anchors(sizes, rpn.anchors.aspect_ratios).numpy()
-        sides = cells[:, 2:] - cells[:, :2]
-        levels.append(AnchorLevel(sides, (stride, stride), rpn.anchors.offset))
+        cells = cell_anchors(sizes, rpn.anchors.aspect_ratios)
+        cells = cells.round() if rpn.anchors.rounded else cells
+        levels.append(AnchorLevel(cells.numpy(), (stride, stride), rpn.anchors.offset))
     return TrainingSize(f"{resize.min_size}/{resize.max_size}", resize.size, levels)

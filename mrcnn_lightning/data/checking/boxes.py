@@ -122,7 +122,7 @@ def repeats(
 class AnchorLevel:
     """The anchors of a level of features."""
 
-    sides: Floats  # (A, 2) width and height
+    cells: Floats  # (A, 4) the anchors of one cell, centred on the origin
     strides: tuple[int, int]  # down and right
     offset: float  # where in its cell an anchor is centred
 
@@ -145,9 +145,8 @@ def _level_iou(corners: Floats, level: AnchorLevel) -> Floats:
     strides = np.array(level.strides[::-1], dtype=np.float64)
     centres = (corners[:, :2] + corners[:, 2:]) / 2
     cells = np.round(centres / strides - level.offset).clip(0)
-    nearest = (cells + level.offset) * strides  # (O, 2)
+    nearest = np.tile((cells + level.offset) * strides, 2)  # (O, 4)
     best = np.zeros(len(corners))
-    for sides in level.sides:
-        anchors = np.concatenate([nearest - sides / 2, nearest + sides / 2], axis=1)
-        best = np.maximum(best, iou(corners, anchors))
+    for anchor in level.cells:
+        best = np.maximum(best, iou(corners, nearest + anchor))
     return best

@@ -98,6 +98,7 @@ def resaved(function: Callable[[Image.Image, Path], None]) -> Damage:
     return change
 
 
+resized = resaved(lambda image, path: image.reduce(2).save(path))
 DAMAGES += [
     ("category-id", set_key("categories", "id", "one")),
     ("category-id", set_key("categories", "id", 1.5)),
@@ -161,7 +162,7 @@ DAMAGES += [
     ("image-broken", resaved(lambda _, path: path.write_bytes(b""))),
     ("image-truncated", resaved(lambda _, path: path.write_bytes(path.read_bytes()[:-2000]))),
     ("image-size-differs", resaved(lambda image, path: image.crop((0, 0, 60, 33)).save(path))),
-    ("image-size-differs", resaved(lambda image, path: image.reduce(2).save(path))),
+    ("image-size-differs", resized),
     ("image-alpha", resaved(lambda image, path: image.convert("RGBA").save(path, "PNG"))),
     ("image-cmyk", resaved(lambda image, path: image.convert("CMYK").save(path))),
     ("image-deep", resaved(lambda image, path: image.convert("I;16").save(path, "PNG"))),

@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 
-from mrcnn_lightning.data.checking.check import check
+from mrcnn_lightning.data.checking.check import Checked, check, compare
 from mrcnn_lightning.data.checking.repair import repair
 from mrcnn_lightning.data.datamodule import COCODataModule
 from mrcnn_lightning.data.sizing import PadToMultiple, Resize, shorter_side
+from mrcnn_lightning.user_error import UserError
 from tests.conftest import shared
-from tests.data.checking.damages import DAMAGES, Damage, write_set
+from tests.data.checking.damages import (
+    BEYOND_REPAIR,
+    DAMAGES,
+    Damage,
+    all_in_another_folder,
+    resized,
+    write_set,
+)
 
 CASES = [pytest.param(*case, id=f"{number}-{case[0]}") for number, case in enumerate(DAMAGES)]
 
@@ -64,10 +72,8 @@ def data_module(file: Path, folder: Path, cache: Path, *, with_masks: bool) -> C
 
 
 def test_nothing_is_wrong_with_what_is_right(right: tuple[dict[str, Any], Path]) -> None:
-    folder = right[1]
-    (folder.parent / "set.json").write_text(json.dumps(right[0]))
-    found = check(folder.parent / "set.json", folder).found()
-    assert {fault.name for fault in found} <= {"class-rare", "polygon-crosses"}
+    found = {fault.name for fault in check_of(right).found()}
+    assert found <= {"class-rare", "polygon-crosses"}
 
 
 @pytest.mark.parametrize(("kind", "change"), CASES)
@@ -117,5 +123,65 @@ def test_boxes_of_another_format_become_what_they_were(
 def test_objects_follow_their_resized_image(
     damaged: Callable[[Damage], Any], right: tuple[dict[str, Any], Path]
 ) -> None:
-    boxes = repaired_boxes(dict(reversed(DAMAGES))["image-size-differs"], damaged)
-    assert boxes
+    boxes = repaired_boxes(resized, damaged)
+    image = right[0]["images"][0]
+    scales = [-(-image[side] // 2) / image[side] for side in ("width", "height")] * 2
+    of_image = [each for each in right[0]["annotations"] if each["image_id"] == image["id"]]
+    assert len(of_image) > 1
+    for annotation in of_image:
+        expected = [value * scale for value, scale in zip(annotation["bbox"], scales, strict=True)]
+        assert boxes[annotation["id"]] == pytest.approx(expected)
+
+
+def test_names_of_another_folder_are_found_by_their_last_part(
+    damaged: Callable[[Damage], Any], right: tuple[dict[str, Any], Path]
+) -> None:
+    file, folder = damaged(all_in_another_folder)
+    repaired = repair(file, folder, file.with_name("new.json"), checked=check(file, folder))
+    assert repaired.changes == {"names of files corrected": 6}
+    assert repaired.checked.numbers() == check_of(right).numbers()
+
+
+def check_of(right: tuple[dict[str, Any], Path]) -> Checked:
+    file = right[1].parent / "set.json"
+    file.write_text(json.dumps(right[0]))
+    return check(file, right[1])
+
+
+@pytest.mark.parametrize(("kind", "change"), BEYOND_REPAIR)
+def test_what_has_no_repair_is_one_sentence(
+    kind: str, change: Callable[[str], str], damaged: Callable[[Damage], Any]
+) -> None:
+    file, folder = damaged(lambda content, folder: None)
+    file.write_text(change(file.read_text()))
+    checked = check(file, folder)
+    fault = checked.found()[0]
+    assert (fault.name, fault.severity) == (kind, "error")
+    assert "\n" not in fault.sentence()
+    if kind == "not-coco":
+        with pytest.raises(UserError, match=r"set.json cannot be repaired: no COCO-format file"):
+            repair(file, folder, file.with_name("new.json"), checked=checked)
+    assert not file.with_name("new.json").exists()
+
+
+def test_no_file_is_overwritten(right: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    file = right[1].parent / "set.json"
+    with pytest.raises(UserError, match=r"set.json exists: give the repaired copy another name"):
+        repair(file, right[1], file, checked=check_of(right))
+
+
+def test_copies_in_another_split(
+    damaged: Callable[[Damage], Any], right: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    def another_split(content: dict[str, Any], folder: Path) -> None:
+        content["images"][0]["file_name"] = "renamed.jpg"
+        shutil.copy(folder / right[0]["images"][0]["file_name"], folder / "renamed.jpg")
+        del content["images"][1:]
+        content["categories"][0]["name"] = "other"
+
+    checked = check_of(right)
+    compare(checked, check(*damaged(another_split)))
+    faults = {fault.name: fault for fault in checked.found()}
+    assert faults["copies-across"].count == 1
+    assert faults["copies-across"].places[0].endswith(" is renamed.jpg")
+    assert faults["other-classes"].count == 2
