@@ -154,7 +154,7 @@ def test_a_recipe_only_chooses() -> None:
     """Values are in the groups' files, so that what is chosen instead is whole."""
     for name in options("experiment"):
         values = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
-        allowed = {"defaults", "name", "data_root", "show_score", "task", "phases"}
+        allowed = {"defaults", "name", "data_root", "show_score", "task", "phases", "weights"}
         assert set(values) <= allowed, name
 
 

@@ -54,6 +54,8 @@ def test_commands(command: str) -> None:
         group = typer.main.get_command(app)
         assert isinstance(group, click.Group) or hasattr(group, "commands")
         name, arguments = words[1], words[2:]
+        while hasattr(group.commands[name], "commands"):  # mrcnn data
+            group, name, arguments = group.commands[name], arguments[0], arguments[1:]
         group.commands[name].make_context(name, arguments, resilient_parsing=False)
     elif words[0] == "pip":
         project = (ROOT / "pyproject.toml").read_text()
