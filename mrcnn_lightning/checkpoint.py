@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mrcnn_lightning import __version__
+from mrcnn_lightning.data.bands import DType, ImageFormat
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.user_error import UserError
@@ -68,6 +69,7 @@ class Description:
     resize: dict[str, Any]  # of images, to be built as well
     canvas: dict[str, Any]  # of batches
     show_score: float  # less confident detections are not drawn
+    dtype: DType = "uint8"  # of image files' numbers; `model` says how many channels they have
     phase: int | None = None  # of a staged training, from 1
     version: str = __version__  # of this project, which wrote it
 
@@ -225,6 +227,7 @@ def load_checkpoint(path: str | Path) -> Rebuilt:
     require_finite(state, str(path))
     try:
         model = _built(description, state)
+        ImageFormat(model.backbone.pixels.channels, description.dtype).require_known()
         resize = hydra.utils.instantiate(description.resize)
         canvas = hydra.utils.instantiate(description.canvas)
         _require_possible_sizes(resize, canvas)

@@ -50,7 +50,7 @@ class Targets:
 class Batch:
     """Images of different sizes, each somewhere on one padded canvas, and their targets."""
 
-    images: Tensor  # (B, 3, H, W) uint8 RGB
+    images: Tensor  # (B, 3, H, W) uint8 RGB; or (B, channels, H, W) of another kind
     image_ids: Tensor  # (B,) int64, as in the annotation file
     windows: Tensor  # (B, 4) float, the box of the canvas that the image itself covers
     # (B, 2) float64, network pixels per original pixel along x and y; always on the host

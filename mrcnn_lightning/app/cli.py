@@ -17,6 +17,7 @@ from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
 from mrcnn_lightning.app.command_line import CONF
 from mrcnn_lightning.app.data_commands import check as _check  # noqa: F401  (registers itself)
+from mrcnn_lightning.app.data_commands import stats as _stats  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands.app import data_app
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.app.replay import replay_arguments
@@ -82,6 +83,10 @@ def predict(
         float | None,
         typer.Option(help="Less confident ones are not drawn; the model's own if unset."),
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Shown of images that are not RGB: 4,3,2, or 1 for grey."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
     precision: Annotated[str, typer.Option(help="32, or bf16 for speed.")] = "32",
     compiled: Annotated[
@@ -92,6 +97,7 @@ def predict(
     try:
         if min_score is not None and not 0 <= min_score <= 1:
             raise UserError(f"--min-score {min_score} is not between 0 and 1")
+        shown = _bands(bands)
         files, num_skipped = find_photos(photos, recursive=recursive)
         make_folder(out, files)
         predictor = Predictor.from_checkpoint(
@@ -101,7 +107,9 @@ def predict(
         raise _fail(sentence(error)) from error
     if num_skipped:
         print(f"{num_skipped} files in folders are no images by their names: not looked at")
-    found = Findings(predictor, files, out=out, min_score=min_score, has_pictures=pictures)
+    found = Findings(
+        predictor, files, out=out, min_score=min_score, has_pictures=pictures, bands=shown
+    )
     stream = predictor.stream(files, batch_size=batch_size)
     try:
         for prediction in track(stream, total=len(files), description="predict"):
@@ -198,6 +206,13 @@ def download_coco(
         raise _fail(error) from error
 
 
+def _bands(words: str | None) -> list[int] | None:
+    try:
+        return None if words is None else [int(word) for word in words.split(",")]
+    except ValueError as error:
+        raise UserError(f"--bands {words} are no whole numbers, such as 4,3,2") from error
+
+
 def _model(words: list[str], num_classes: int) -> Rebuilt:
     """The model that words name, as from `load_checkpoint`; a configuration names no classes."""
     file = next((word for word in words if _is_file(word)), None)
@@ -225,7 +240,11 @@ def _model(words: list[str], num_classes: int) -> Rebuilt:
         hydra.utils.instantiate(part, _convert_="all") for part in parts.values()
     )
     description = Description(
-        **parts, class_names=[], category_ids=[], show_score=resolved["show_score"]
+        **parts,
+        class_names=[],
+        category_ids=[],
+        show_score=resolved["show_score"],
+        dtype=resolved["data"]["dtype"],
     )
     names = [str(label) for label in range(1, num_classes + 1)]
     return Rebuilt(built(model, "model", class_names=names), description, resize, canvas)

@@ -156,6 +156,7 @@ def build_parts(cfg: DictConfig, phase: int | None) -> tuple[COCODataModule, Det
         resize=resolved["data"]["resize"],
         canvas=resolved["data"]["canvas"],
         show_score=cfg.show_score,
+        dtype=cfg.data.dtype,
         phase=phase,
     )
     return data, _build(cfg.task)(description=description)

@@ -134,7 +134,8 @@ def _count(model: Detector, canvas: tuple[int, int]) -> tuple[dict[str, int], li
     box_head, mask_head = model.box_head, model.mask_head
     count = _MultiplyAdds()
     with torch.device("meta"):
-        features = count("backbone", model.backbone, torch.zeros(1, 3, *canvas))
+        images = torch.zeros(1, model.backbone.pixels.channels, *canvas)
+        features = count("backbone", model.backbone, images)
         features = count("neck", model.neck, features)
         output = count("rpn", model.rpn, features, canvas)
         box_head.roi_features.pooler = _StandInPooler(box_head.roi_features.pooler.output_size)

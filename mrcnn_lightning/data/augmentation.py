@@ -1,6 +1,6 @@
 """Random sizes and large-scale jitter, to the pixel as Detectron2 has them.
 
-All take an image (3, H, W), or an image and its points.
+All take an image (C, H, W), or an image and its points.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ class RandomSquare:
 
     Args:
         side: in pixels.
-        fill: the padding's grey, 0 to 255, which is then normalised as the image is.
+        fill: the padding's number (0 to 255 for RGB), which is then normalised as the image is.
     """
 
     def __init__(self, *, side: int, fill: int) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.bands import DType, ImageFormat
 from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.headers import check_images
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sizing import Canvas, Resize
-from mrcnn_lightning.data.transforms import BoxSource, compose_transforms
+from mrcnn_lightning.data.transforms import BoxSource, colour_transforms, compose_transforms
 from mrcnn_lightning.structures import Batch, map_tensors
 from mrcnn_lightning.user_error import UserError
 
@@ -45,6 +46,8 @@ class COCODataModule(lightning.LightningDataModule):
         test_images: likewise; None is `val_images`.
         test_json: likewise, None is `val_json`; `stage=predict` needs no `annotations` in it.
         prepare: called first, to make the files; or None.
+        channels: of an image; three of uint8 are RGB.
+        dtype: `uint8`, `uint16` or `float32`: of an image's numbers, see `ImageFormat`.
         batch_size: images an optimizer step, over all devices and accumulated batches.
         eval_batch_size: images a device in evaluation.
         resize: of images in evaluation and prediction.
@@ -62,7 +65,8 @@ class COCODataModule(lightning.LightningDataModule):
         seed: of the order of images and of augmentation.
 
     Raises:
-        UserError: a size is less than 1, the seed is no whole number, or there are no such boxes.
+        UserError: a size is less than 1, the seed is no whole number, there are no such boxes or
+            images, or a transform of colour meets images that are not RGB.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class COCODataModule(lightning.LightningDataModule):
         test_images: str | None,
         test_json: str | None,
         prepare: Callable[[], None] | None,
+        channels: int,
+        dtype: DType,
         batch_size: int,
         eval_batch_size: int,
         resize: Resize,
@@ -113,6 +119,14 @@ class COCODataModule(lightning.LightningDataModule):
             "test": (test_images or val_images, test_json or val_json),
         }
         self.prepare = prepare
+        self.image_format = ImageFormat(channels, dtype)
+        self.image_format.require_known()
+        colours = [] if self.image_format.is_rgb else colour_transforms(train_transforms)
+        if colours:
+            raise UserError(
+                f"data.train_transforms has {colours[0]}, a transform of RGB's colours, and images "
+                f"have data.channels={channels} data.dtype={dtype}: leave it out"
+            )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.resize = resize
@@ -161,6 +175,7 @@ class COCODataModule(lightning.LightningDataModule):
                 images=(f"data.{split}_images", images),
                 json=f"data.{split}_json={json}",
                 cache_dir=self.cache_dir,
+                image_format=self.image_format,
             )
             self.annotations[split] = annotations
             if stage != "predict":
@@ -289,6 +304,7 @@ class COCODataModule(lightning.LightningDataModule):
         return COCODataset(
             self.annotations[split],
             folder=self.files[split][0],
+            image_format=self.image_format,
             transform=transform,
             mini_mask_size=self.mini_mask_size if self.with_masks else None,
             skip_empty=in_training and self.skip_empty,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mrcnn_lightning.data.annotations import Annotations
-from mrcnn_lightning.data.images import read_image
+from mrcnn_lightning.data.bands import RGB, ImageFormat
 from mrcnn_lightning.data.sizing import Canvas
 from mrcnn_lightning.data.transforms import BoxSource, ImageTargets, Sample, transform_objects
 from mrcnn_lightning.ops.sampling import image_seed
@@ -36,6 +36,7 @@ class COCODataset(Dataset[Sample]):
         boxes_from: see `transform_objects`.
         skip_damaged: whether an image that cannot be read gives way to another one that can.
         seed: of the run.
+        image_format: of all images.
 
     Attributes:
         is_damaged: (images of the set,) bool, those that could not be read so far, in any of the
@@ -57,11 +58,13 @@ class COCODataset(Dataset[Sample]):
         boxes_from: BoxSource,
         skip_damaged: bool,
         seed: int,
+        image_format: ImageFormat = RGB,
     ) -> None:
         if max_objects is not None and max_objects < 1:
             raise UserError(f"data.max_objects={max_objects} leaves none: null is for all of them")
         self.annotations = annotations
         self.folder = Path(folder)
+        self.image_format = image_format
         self.transform = transform
         self.mini_mask_size = None if annotations.without_mask else mini_mask_size
         self.max_objects = max_objects
@@ -136,7 +139,7 @@ class COCODataset(Dataset[Sample]):
         for index in self._in_turn(number):
             height, width = self.annotations.image_sizes[index].tolist()
             try:
-                return index, read_image(self.path(index), size=(height, width))
+                return index, self.image_format.read(self.path(index), size=(height, width))
             except UserError:
                 if not self.skip_damaged:
                     raise
@@ -167,7 +170,8 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
     origins = canvas.origins(sizes, canvas_size)  # (B, 2)
     windows = torch.cat([origins, origins + sizes.flip(1)], dim=1)  # (B, 4)
     # A pixel's channels lie together, as decoders leave them and convolutions want them.
-    images = torch.zeros(len(samples), *canvas_size.tolist(), 3, dtype=torch.uint8)
+    channels, dtype = samples[0].image.shape[0], samples[0].image.dtype
+    images = torch.zeros(len(samples), *canvas_size.tolist(), channels, dtype=dtype)
     images = images.permute(0, 3, 1, 2)
     for image, sample, (x1, y1, x2, y2) in zip(images, samples, windows.tolist(), strict=True):
         image[:, y1:y2, x1:x2] = sample.image

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from filelock import FileLock
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.bands import RGB, ImageFormat, stored_image
 from mrcnn_lightning.user_error import UserError
 
 _THREADS = 8
@@ -29,7 +31,12 @@ _Result = TypeVar("_Result")
 
 
 def check_images(
-    annotations: Annotations, *, images: tuple[str, str], json: str, cache_dir: str | Path
+    annotations: Annotations,
+    *,
+    images: tuple[str, str],
+    json: str,
+    cache_dir: str | Path,
+    image_format: ImageFormat = RGB,
 ) -> None:
     """Compare every image's header with its annotations, unless it was done for the same files.
 
@@ -39,10 +46,11 @@ def check_images(
         json: the annotations' key and file, for the message.
         cache_dir: where it is noted that a set of files (names, sizes in bytes, times of change)
             is right.
+        image_format: of all images.
 
     Raises:
-        UserError: files are missing, are no images, or have other sizes than annotated; or the
-            cache cannot be written to.
+        UserError: files are missing, are no images, or have other sizes than annotated or
+            another format; or the cache cannot be written to.
     """
     key, folder = images
     names = [annotations.file_name(index) for index in range(len(annotations))]
@@ -55,7 +63,8 @@ def check_images(
             f"{_some(missing)}"
         )
     sizes = annotations.image_sizes.tolist()
-    content = repr([names, sizes, states]).encode()
+    kind = [] if image_format.is_rgb else [tuple(image_format)]
+    content = repr([names, sizes, states, *kind]).encode()
     checked = Path(cache_dir).expanduser() / f"{hashlib.blake2b(content).hexdigest()[:32]}.checked"
     if checked.exists():
         return
@@ -63,7 +72,7 @@ def check_images(
         with FileLock(checked.with_suffix(".lock")):  # one process of a machine looks
             if checked.exists():
                 return
-            found = each(_problem, list(zip(paths, sizes, strict=True)))
+            found = each(partial(_problem, image_format), list(zip(paths, sizes, strict=True)))
             problems = [problem for problem in found if problem is not None]
             if problems:
                 raise UserError(
@@ -133,9 +142,11 @@ def _orientation(file: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _problem(path_and_size: tuple[Path, list[int]]) -> str | None:
+def _problem(image_format: ImageFormat, path_and_size: tuple[Path, list[int]]) -> str | None:
     """What is wrong with a file; see `read_image` for which size it may have."""
     path, size = path_and_size
+    if not image_format.is_rgb or path.suffix.lower() == ".npy":
+        return _problem_of_bands(image_format, path, size)
     try:
         with Image.open(path) as file:
             stored = upright = [file.height, file.width]
@@ -148,6 +159,18 @@ def _problem(path_and_size: tuple[Path, list[int]]) -> str | None:
     if size in (stored, upright):
         return None
     return f"{path.name} is {upright[1]} x {upright[0]} pixels, annotated as {size[1]} x {size[0]}"
+
+
+def _problem_of_bands(image_format: ImageFormat, path: Path, size: list[int]) -> str | None:
+    try:
+        stored = stored_image(path)
+        image_format.require(stored, path)
+    except UserError as error:
+        return str(error)
+    height, width = stored.size
+    if [height, width] == size:
+        return None
+    return f"{path.name} is {width} x {height} pixels, annotated as {size[1]} x {size[0]}"
 
 
 def _some(parts: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Augmentation by torchvision's transforms v2, with shapes that follow the image.
 
-G objects of one image, P points, M mini-mask side.
+C channels and G objects of one image, P points, M mini-mask side.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ class ImageTargets(NamedTuple):
 class Sample:
     """One image as the network gets it, and the objects in it."""
 
-    image: Tensor  # (3, H, W) uint8
+    image: Tensor  # (C, H, W) uint8 or float32
     image_id: int
     seed: int
     original_size: tuple[int, int]  # height, width of the file's image
@@ -181,6 +181,17 @@ def _require_followed(transform: Any) -> None:
         )
 
 
+def colour_transforms(transforms: Sequence[Callable[..., Any]]) -> list[str]:
+    """Names of those that change colours, wherever they are in the list."""
+    names: list[str] = []
+    for transform in transforms:
+        if isinstance(transform, _CONTAINERS):
+            names += colour_transforms(transform.transforms)
+        elif type(transform).__module__.endswith("v2._color"):
+            names.append(type(transform).__name__)
+    return names
+
+
 def transform_objects(
     image: Tensor,
     objects: Objects,
@@ -192,7 +203,7 @@ def transform_objects(
     """An image and its objects after a transform; objects that have left the image are gone.
 
     Args:
-        image: (3, H, W) uint8.
+        image: (C, H, W) uint8 or float32.
         objects: in pixels of this image.
         transform: one of torchvision's v2, see `compose_transforms`.
         mini_mask_size: M, or None for no masks.
@@ -205,18 +216,19 @@ def transform_objects(
         The image, and the objects in its pixels.
 
     Raises:
-        UserError: the image is no longer uint8 with three channels.
+        UserError: the image is no longer of its kind and number of channels.
     """
-    size = (image.shape[1], image.shape[2])
+    size, dtype, channels = (image.shape[1], image.shape[2]), image.dtype, image.shape[0]
     corners = list(objects.boxes.view(-1, 2, 2))
     whole = masks_of(objects, size) if mini_mask_size is not None else []
     flat = [*corners, *(points for mask in whole for points in mask.points)]
     joined = torch.cat(flat) if flat else torch.zeros(0, 2)
     image, moved = transform(tv_tensors.Image(image), Points(joined, canvas_size=size))
-    if image.dtype != torch.uint8 or image.shape[0] != 3:
+    if image.dtype != dtype or image.shape[0] != channels:
+        kind = str(dtype).removeprefix("torch.")
         raise UserError(
             f"after data.train_transforms the image is {image.dtype} with {image.shape[0]} "
-            "channels, where uint8 and 3 are wanted: the model normalizes it by itself"
+            f"channels, where {kind} and {channels} are wanted: the model normalizes it by itself"
         )
     parts = iter(moved.as_subclass(Tensor).split([len(points) for points in flat]))
 

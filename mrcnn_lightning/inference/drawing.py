@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mrcnn_lightning.data.images import read_image
+from mrcnn_lightning.inference.stretching import as_rgb
 from mrcnn_lightning.ops.boxes import has_area
 from mrcnn_lightning.results.image_detections import ImageDetections
 from mrcnn_lightning.results.pasting import Crop
@@ -37,21 +38,23 @@ def draw(
     class_names: Sequence[str],
     *,
     min_score: float = 0.5,
+    bands: Sequence[int] | None = None,
 ) -> Image.Image:
     """A picture of what was found in an image.
 
     Args:
-        image: (3, H, W) uint8 RGB, or its file.
+        image: (3, H, W) uint8 RGB, or its file; or what `predictor.read` gives of another kind.
         detections: in its pixels, as a `Predictor` gives them.
         class_names: of the classes 1..K, `predictor.class_names`.
         min_score: less confident detections are not drawn.
+        bands: which are shown of an image that is not RGB, see `as_rgb`.
 
     Raises:
-        UserError: the file is no image.
+        UserError: the file is no image, or it has no such bands.
     """
     found = detections.above(min_score)
     return draw_objects(
-        image if isinstance(image, Tensor) else read_image(image),
+        as_rgb(image if isinstance(image, Tensor) else read_image(image), bands),
         boxes=found.boxes,
         labels=found.labels,
         class_names=class_names,

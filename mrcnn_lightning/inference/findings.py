@@ -29,7 +29,7 @@ def find_photos(places: Iterable[Path], *, recursive: bool) -> tuple[list[Path],
         UserError: there is no such file or folder, or no image in a folder.
     """
     Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} | {".npy"}
     photos: list[Path] = []
     num_skipped = 0
     for place in places:
@@ -80,6 +80,7 @@ class Findings:
         out: the folder for pictures and `predictions.json`.
         min_score: less confident detections are not drawn; None is the predictor's own.
         has_pictures: whether anything is drawn.
+        bands: what is shown of images that are not RGB, see `as_rgb`.
     """
 
     def __init__(
@@ -90,9 +91,11 @@ class Findings:
         out: Path,
         min_score: float | None,
         has_pictures: bool,
+        bands: Sequence[int] | None = None,
     ) -> None:
         self.predictor = predictor
         self.out = out
+        self.bands = bands
         self.min_score = predictor.show_score if min_score is None else min_score
         self.names = _picture_names(photos) if has_pictures else None
         self.results: list[dict[str, Any]] = []
@@ -119,6 +122,7 @@ class Findings:
                 prediction.detections,
                 self.predictor.class_names,
                 min_score=self.min_score,
+                bands=self.bands,
             )
             picture.save(self.out / self.names[prediction.number - 1])
 

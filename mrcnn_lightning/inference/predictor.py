@@ -1,4 +1,7 @@
-"""From a checkpoint and photos to what is in them."""
+"""From a checkpoint and photos to what is in them.
+
+C channels of an image.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mrcnn_lightning.checkpoint import load_checkpoint
+from mrcnn_lightning.data.bands import RGB, ImageFormat
 from mrcnn_lightning.data.dataset import collate
-from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import ImageTargets, Sample
 from mrcnn_lightning.models.detector import Detector
@@ -25,7 +28,7 @@ class Prediction:
 
     number: int  # of the file, from 1; also the detections' image id
     path: Path
-    image: Tensor | None = None  # (3, H, W) uint8
+    image: Tensor | None = None  # (C, H, W) uint8, or float32
     detections: ImageDetections | None = None
     error: str | None = None
 
@@ -39,6 +42,7 @@ class Predictor:
         resize: of images.
         canvas: of batches.
         show_score: less confident detections are not drawn.
+        image_format: of image files.
         device: where to compute; `auto` is a GPU if there is one.
         precision: 32 or bf16, of what a loss of digits does not harm.
         compiled: whether `torch.compile` makes the model's kernels, which takes a minute at first.
@@ -55,6 +59,7 @@ class Predictor:
         resize: Resize,
         canvas: Canvas,
         show_score: float,
+        image_format: ImageFormat = RGB,
         device: str = "auto",
         precision: str = "32",
         compiled: bool = False,
@@ -76,6 +81,7 @@ class Predictor:
         self.resize = resize
         self.canvas = canvas
         self.show_score = show_score
+        self.image_format = image_format
 
     @classmethod
     def from_checkpoint(
@@ -98,10 +104,19 @@ class Predictor:
             resize=resize,
             canvas=canvas,
             show_score=description.show_score,
+            image_format=ImageFormat(model.backbone.pixels.channels, description.dtype),
             device=device,
             precision=precision,
             compiled=compiled,
         )
+
+    def read(self, path: str | Path) -> Tensor:
+        """An image file as the model takes it: (3, H, W) uint8 RGB, or (C, H, W) of its kind.
+
+        Raises:
+            UserError: it is no image, or has other channels.
+        """
+        return self.image_format.read(path)
 
     def __call__(
         self, paths: Sequence[str | Path], *, batch_size: int = 1
@@ -124,7 +139,7 @@ class Predictor:
         for number, path in enumerate(paths, start=1):
             prediction = Prediction(number, Path(path))
             try:
-                prediction.image = read_image(path)
+                prediction.image = self.read(path)
             except UserError as error:
                 prediction.error = str(error)
                 yield prediction
@@ -140,7 +155,8 @@ class Predictor:
     def predict_batch(self, images: Sequence[Tensor]) -> list[ImageDetections]:
         """The detections of images (3, H, W) uint8 RGB, all on one canvas; their ids are 1, 2, ...
 
-        An image finds a little else on a larger canvas, so give images of about one size.
+        Images of another kind are as `read` gives them. An image finds a little else on a larger
+        canvas, so give images of about one size.
         """
         return self._found([self._sample(image, number) for number, image in enumerate(images, 1)])
 

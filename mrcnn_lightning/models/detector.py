@@ -109,7 +109,7 @@ class Detector(nn.Module):
             self.mask_head.compile(dynamic=True)  # the number of its RoIs is another in each step
 
     def normalize(self, batch: Batch) -> Tensor:
-        """Images (B, 3, H, W) as the backbone wants them, with zeros outside each."""
+        """Images (B, channels, H, W) as the backbone wants them, with zeros outside each."""
         height, width = batch.images.shape[2:]
         x1, y1, x2, y2 = batch.windows[:, :, None, None].unbind(1)  # (B, 1, 1)
         column = torch.arange(width, device=batch.images.device)

@@ -118,7 +118,7 @@ def require_pixels(weights: str, pixels: Pixels) -> None:
     Raises:
         UserError: it gets RGB, and the weights are the zoo's.
     """
-    if pixels.channel_order == "BGR":
+    if pixels.channel_order == "BGR" or pixels.channels != 3:
         return
     if "://" in weights:
         raise UserError(

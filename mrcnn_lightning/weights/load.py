@@ -12,6 +12,7 @@ from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights import detectron2, matterport, own, torchvision
 from mrcnn_lightning.weights.classes import cocos_names, fit_classes, num_classes_of
 from mrcnn_lightning.weights.files import read_weights
+from mrcnn_lightning.weights.first_convolution import fit_channels, warn_of_scale
 from mrcnn_lightning.weights.renaming import translate
 from mrcnn_lightning.weights.report import LoadReport, differences, load_strictly
 from mrcnn_lightning.weights.timm import load_timm
@@ -75,6 +76,9 @@ def load_backbone(backbone: Backbone, trunk: TwoFC | None = None) -> LoadReport:
     unused = [key for key in state if key.partition(".")[0] in backbone.left_out]
     report.left_over += unused
     state = {key: state[key] for key in state if key not in unused}
+    if rules is not None:
+        warn_of_scale(report.source, backbone)
+    fit_channels(state, backbone.body, report.source, is_bgr=rules is not None)
     load_strictly(backbone.body, state, report, unknown)
     return report
 
@@ -116,9 +120,16 @@ def load_detector(detector: Detector, weights: str) -> LoadReport:
         own.require_whole(content, report.source)
         state = own.detector_state(content)
         class_names = content[own.DESCRIPTION_KEY]["class_names"]
+        is_bgr = own.is_bgr(content)
     else:
-        state, unknown = _foreign(unwrapped(content), detector, weights, report)
+        content = unwrapped(content)
+        state, unknown = _foreign(content, detector, weights, report)
         class_names = cocos_names(state, detector.class_names, weights)
+        is_bgr = detectron2.is_detector(content)
+        if is_bgr or matterport.is_detector(content):
+            warn_of_scale(report.source, detector.backbone)
+    body = detector.backbone.body
+    fit_channels(state, body, report.source, is_bgr=is_bgr, place="backbone.body.")
     if class_names is None and num_classes_of(state) == len(detector.class_names):
         log.warning(
             "%s does not name its %d classes: they are taken for the model's, in their order",

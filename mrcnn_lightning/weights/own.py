@@ -47,6 +47,14 @@ def require_whole(checkpoint: dict[str, Any], source: str | Path) -> None:
         raise UserError(f"{source} is no whole checkpoint of this project: it has no weights")
 
 
+def is_bgr(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint's model was trained on BGR, as far as it says."""
+    part: Any = checkpoint[DESCRIPTION_KEY]
+    for name in ("model", "backbone", "pixels", "channel_order"):
+        part = part.get(name) if isinstance(part, dict) else None
+    return bool(part == "BGR")
+
+
 def detector_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The detector's weights of a checkpoint, under the names in the detector."""
     prefix = "model."

@@ -12,6 +12,7 @@ from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.backbones.timm_networks import made, timm_chain
 from mrcnn_lightning.user_error import UserError
 from mrcnn_lightning.weights.files import read_weights
+from mrcnn_lightning.weights.first_convolution import fit_channels
 from mrcnn_lightning.weights.report import LoadReport, load_strictly
 from mrcnn_lightning.weights.unwrapping import unwrapped
 
@@ -27,7 +28,7 @@ def load_timm(backbone: Backbone) -> LoadReport:
     weights, name, out_indices = backbone.pretrained or ("", "", None)
     assert out_indices is not None
     is_file = weights != "pretrained"
-    chain = timm_chain(name, out_indices, pretrained=not is_file)
+    chain = timm_chain(name, out_indices, channels=backbone.pixels.channels, pretrained=not is_file)
     is_certain = not is_file or "." in name
     _look_at_pixels(name, backbone.pixels, chain.net.pretrained_cfg, is_certain=is_certain)
     report = LoadReport(f"backbone.weights={weights}")
@@ -90,4 +91,5 @@ def _load_file(net: nn.Module, name: str, weights: str, report: LoadReport) -> N
             state[ours] = value
         else:
             (report.left_over if key in names else unknown).append(key)
+    fit_channels(state, net, report.source, is_bgr=False)
     load_strictly(net, state, report, unknown)

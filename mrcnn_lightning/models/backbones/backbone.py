@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         was_training, side = self.training, 64
         self.eval()
         stages: dict[int, list[str]] = {}
-        features = torch.zeros(1, 3, side, side + 32)
+        features = torch.zeros(1, self.pixels.channels, side, side + 32)
         for name in self._chain:
             features = self.body.get_submodule(name)(features)
             maps = self._handed_out(features)
@@ -149,7 +149,7 @@ class Backbone(nn.Module):
         return [map_.permute(0, 3, 1, 2) for map_ in maps] if self.channels_last else maps
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
+        """Maps (B, C, H / stride, W / stride) of normalised images (B, channels, H, W)."""
         maps: list[Tensor] = []
         features: Tensor | list[Tensor] = images
         for segment in self._segments:

@@ -6,6 +6,7 @@ from typing import Any
 import torchvision
 
 from mrcnn_lightning.models.backbones.backbone import Backbone, Pretrained
+from mrcnn_lightning.models.backbones.first_convolution import take_channels
 from mrcnn_lightning.models.backbones.pixels import Pixels
 from mrcnn_lightning.models.norms import norm_layer
 from mrcnn_lightning.user_error import UserError
@@ -54,6 +55,7 @@ def torchvision_features(
             f"backbone.name={name} backbone.norm={norm}: torchvision has no such network with "
             f"features ({error}); networks without batch norm want backbone.norm=null"
         ) from error
+    take_channels(body, pixels.channels)
     return Backbone(
         body=body,
         pixels=pixels,

@@ -180,7 +180,7 @@ def resnet(
         )
     make_norm, biased = norm_layer(norm, norm_eps), form == "tensorflow"
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+        conv1=nn.Conv2d(pixels.channels, width, 7, stride=2, padding=3, bias=False),
         bn1=make_norm(width),
         relu=nn.ReLU(inplace=True),
         maxpool=SameMaxPool(3, 2) if biased else nn.MaxPool2d(3, stride=2, padding=1),

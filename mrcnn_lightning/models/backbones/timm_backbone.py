@@ -31,7 +31,7 @@ def timm(
             or takes images of one size.
     """
     out_indices = list(out_indices)
-    chain = timm_chain(name, out_indices)
+    chain = timm_chain(name, out_indices, channels=pixels.channels)
     pretrained = None if weights is None else Pretrained(weights, name, out_indices)
     try:
         return Backbone(

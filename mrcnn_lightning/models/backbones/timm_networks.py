@@ -32,12 +32,15 @@ class Chain(NamedTuple):
     stages: list[list[str]] | None
 
 
-def timm_chain(name: str, out_indices: list[int], *, pretrained: bool = False) -> Chain:
+def timm_chain(
+    name: str, out_indices: list[int], *, channels: int, pretrained: bool = False
+) -> Chain:
     """The layers of a network up to its last map; see `timm_backbone.timm`.
 
     Args:
         name: timm's.
         out_indices: which of its feature maps are handed out.
+        channels: of an image.
         pretrained: whether timm fetches its own weights of it.
 
     Raises:
@@ -51,7 +54,13 @@ def timm_chain(name: str, out_indices: list[int], *, pretrained: bool = False) -
         )
     wanted = f"backbone.name={name} backbone.out_indices={out_indices}"
     wanted += " backbone.weights=pretrained" if pretrained else ""
-    options = {"pretrained": pretrained, "features_only": True, "out_indices": out_indices}
+    options: dict[str, Any] = {
+        "pretrained": pretrained,
+        "features_only": True,
+        "out_indices": out_indices,
+    }
+    if channels != 3:  # timm fits its own weights to them
+        options["in_chans"] = channels
     return _chain(made(name, wanted, **options), name, out_indices)
 
 

@@ -1,5 +1,6 @@
 """Pictures of predictions beside ground truth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from mrcnn_lightning.inference.drawing import draw_objects, side_by_side
+from mrcnn_lightning.inference.stretching import as_rgb
 from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.callbacks.show import show_picture
@@ -24,13 +27,23 @@ class PredictionPictures(Callback):
         min_side: pixels; an image whose shorter side has less is enlarged before it is drawn on.
         num_images: how many, the first of the validation set.
         min_score: less confident detections are not drawn.
+        bands: which are shown of images that are not RGB, see `as_rgb`.
     """
 
-    def __init__(self, *, folder: str, num_images: int, min_score: float, min_side: int) -> None:
+    def __init__(
+        self,
+        *,
+        folder: str,
+        num_images: int,
+        min_score: float,
+        min_side: int,
+        bands: Sequence[int] | None,
+    ) -> None:
         self.folder = Path(folder)
         self.num_images = num_images
         self.min_score = min_score
         self.min_side = min_side
+        self.bands = bands
         self._pictures: list[Image.Image] = []
 
     def on_validation_epoch_start(
@@ -53,8 +66,16 @@ class PredictionPictures(Callback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             for image in range(min(len(batch), self.num_images - len(self._pictures))):
                 names = pl_module.model.class_names
+                x1, y1, x2, y2 = (int(side) for side in batch.windows[image].tolist())
+                pixels = as_rgb(batch.images[image, :, y1:y2, x1:x2].cpu(), self.bands)
                 picture = _picture(
-                    batch, outputs["detections"], image, names, self.min_score, self.min_side
+                    pixels,
+                    batch,
+                    outputs["detections"],
+                    image,
+                    names,
+                    self.min_score,
+                    self.min_side,
                 )
                 self._pictures.append(picture)
 
@@ -67,6 +88,7 @@ class PredictionPictures(Callback):
 
 
 def _picture(
+    pixels: Tensor,
     batch: Batch,
     detections: Detections,
     image: int,
@@ -74,9 +96,9 @@ def _picture(
     min_score: float,
     min_side: int,
 ) -> Image.Image:
-    """Ground truth on the left, predictions on the right."""
+    """Ground truth on the left, predictions on the right, on an image's pixels in RGB."""
     x1, y1, x2, y2 = (int(side) for side in batch.windows[image].tolist())
-    pixels, origin = batch.images[image, :, y1:y2, x1:x2].cpu(), torch.tensor([x1, y1, x1, y1])
+    origin = torch.tensor([x1, y1, x1, y1])
     scale = max(1.0, min_side / min(y2 - y1, x2 - x1))
     # Enlarged first, so that lines and the edges of masks are sharp.
     size = (round((y2 - y1) * scale), round((x2 - x1) * scale))
