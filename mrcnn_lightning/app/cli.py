@@ -16,6 +16,7 @@ from rich.progress import track
 from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
 from mrcnn_lightning.app.command_line import CONF
+from mrcnn_lightning.app.data_commands import anchors as _anchors  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands import check as _check  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands import stats as _stats  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands.app import data_app

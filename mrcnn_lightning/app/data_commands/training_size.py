@@ -1,5 +1,6 @@
 """What a data set is compared with: the sizes and anchors that the configuration trains with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -13,10 +14,14 @@ from mrcnn_lightning.data.sizing import Resize
 from mrcnn_lightning.ops.anchors import cell_anchors
 
 
-def training_size() -> TrainingSize:
-    """The resizing and the anchors of the default configuration."""
+def training_size(overrides: Sequence[str] = ()) -> TrainingSize:
+    """The resizing and the anchors of a configuration, the default one if nothing is said.
+
+    Args:
+        overrides: as for training.
+    """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", ["backbone.weights=null", "run_dir=unused"])
+        cfg = hydra.compose("train", [*overrides, "backbone.weights=null", "run_dir=unused"])
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     resize: Resize = hydra.utils.instantiate(resolved["data"]["resize"], _convert_="all")
     with torch.device("meta"):  # the strides are all that is wanted of the model
