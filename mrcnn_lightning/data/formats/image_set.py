@@ -1,0 +1,172 @@
+"""Annotated images as every format can be read into, and written from.
+
+P points of a polygon; H and W of the image.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask
+from PIL import ExifTags, Image
+
+from mrcnn_lightning.data.segmentations import Shape, encode_polygons
+from mrcnn_lightning.user_error import UserError
+
+Mask = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float64]
+
+IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass
+class LabeledObject:
+    """An object of one image, in pixels."""
+
+    class_name: str
+    box: tuple[float, float, float, float]  # x, y, width, height
+    shape: Shape | None = None  # polygons [x1, y1, ...], or compressed run lengths
+    is_crowd: bool = False
+
+    def rle(self, size: tuple[int, int]) -> dict[str, Any] | None:
+        """Its run lengths in an image of a height and a width, None if it is only a box."""
+        if self.shape is None:
+            return None
+        if isinstance(self.shape, bytes):
+            return {"size": list(size), "counts": self.shape}
+        return encode_polygons([np.asarray(polygon) for polygon in self.shape], size)
+
+    def mask(self, size: tuple[int, int]) -> Mask | None:
+        """Its pixels (H, W), zeros and ones, None if it is only a box."""
+        rle = self.rle(size)
+        return None if rle is None else np.asarray(pycocotools.mask.decode(rle))
+
+
+@dataclass
+class LabeledImage:
+    """An image's file, relative to the folder of images, and what is on it."""
+
+    file_name: str
+    width: int
+    height: int
+    objects: list[LabeledObject] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+
+@dataclass
+class ImageSet:
+    """Annotated images of a set, the names of its classes in their order, and what was lost."""
+
+    class_names: list[str]
+    images: list[LabeledImage]
+    notes: Counter[str] = field(default_factory=Counter)  # what is not as it was, and how often
+
+    def objects(self) -> Iterator[tuple[LabeledImage, LabeledObject]]:
+        """Every object with its image."""
+        return ((image, each) for image in self.images for each in image.objects)
+
+
+def polygon_object(class_name: str, polygons: list[Points], *, is_crowd: bool) -> LabeledObject:
+    """An object of polygons (P, 2), boxed by their points.
+
+    Raises:
+        UserError: one has fewer than three points, or not finite ones; without its place.
+    """
+    for points in polygons:
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
+            raise UserError("is a polygon of fewer than three points (x, y): draw it anew")
+        if not np.isfinite(points).all():
+            raise UserError("has a point that is no finite number: draw it anew")
+    every = np.concatenate(polygons)
+    (x1, y1), (x2, y2) = every.min(axis=0).tolist(), every.max(axis=0).tolist()
+    shape: Shape = [points.ravel().tolist() for points in polygons]
+    return LabeledObject(class_name, (x1, y1, x2 - x1, y2 - y1), shape, is_crowd)
+
+
+def mask_object(class_name: str, mask: npt.NDArray[Any], *, is_crowd: bool) -> LabeledObject | None:
+    """An object of the pixels (H, W) that are not zero, None if all are."""
+    rle = pycocotools.mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
+    x, y, width, height = pycocotools.mask.toBbox(rle).tolist()
+    if width == 0:
+        return None
+    return LabeledObject(class_name, (x, y, width, height), rle["counts"], is_crowd)
+
+
+def crop_of(mask: Mask) -> tuple[int, int, Mask]:
+    """Where the pixels of a mask (H, W) begin, y and x, and the part that holds them all.
+
+    One pixel of the background if there are none.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0, 0, mask[:1, :1]
+    top, left = int(rows[0]), int(columns[0])
+    return top, left, mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+
+
+def ellipse(center: Points, radii: Points, *, turned: float = 0.0) -> Points:
+    """A polygon of 64 points on an ellipse, turned clockwise by an angle in radians."""
+    angles = np.arange(64) * (2 * np.pi / 64)
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii
+    cos, sin = np.cos(turned), np.sin(turned)
+    return np.asarray(center + points @ np.array([[cos, sin], [-sin, cos]]))
+
+
+def class_names_of(images: Iterable[LabeledImage]) -> list[str]:
+    """The classes that objects have, in the order of their names."""
+    return sorted({each.class_name for image in images for each in image.objects})
+
+
+def image_files(folder: Path) -> list[str]:
+    """The images in a folder and in those in it, by their names relative to it, in order."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+    )
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image's file as it is shown: upright, as its EXIF orientation says.
+
+    Raises:
+        UserError: it is missing or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            is_on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+            return (file.width, file.height) if is_on_its_side else (file.height, file.width)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no image {path}, whose size is needed: give the folder that it is in"
+        ) from error
+    except Exception as error:  # what Pillow raises for damaged files has no common ancestor
+        raise UserError(f"{path} is no image that can be read: mend or remove it") from error
+
+
+def stems(image_set: ImageSet) -> dict[str, LabeledImage]:
+    """Images by their names without ending, after which files of annotations are called.
+
+    Raises:
+        UserError: two images would share a file, or one would lie out of its folder.
+    """
+    found: dict[str, LabeledImage] = {}
+    for image in image_set.images:
+        path = PurePosixPath(image.file_name)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{image.file_name} leads out of the folder of images: rename it")
+        other = found.setdefault(path.with_suffix("").as_posix(), image)
+        if other is not image:
+            raise UserError(
+                f"{other.file_name} and {image.file_name} would have one file of annotations: "
+                "rename one of them"
+            )
+    return found
