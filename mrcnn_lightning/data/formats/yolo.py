@@ -24,6 +24,7 @@ from mrcnn_lightning.data.segmentations import clipped
 from mrcnn_lightning.user_error import UserError
 
 _PARTS = ("train", "val", "test")
+_DECIMALS = 4  # of pixels, in what is read
 
 
 def read_yolo(source: Path, *, part: str | None = None) -> tuple[ImageSet, Path]:
@@ -170,7 +171,8 @@ def _object(line: str, image: LabeledImage, names: list[str], place: str) -> Lab
             else f"{place} has class {number:g}, which must be a whole number from 0 on"
         )
     scale = np.array([image.width, image.height], dtype=np.float64)
-    points = np.array(values).reshape(-1, 2) * scale
+    # What was 0.5 is 0.5 again: pycocotools draws 0.49999 a pixel further.
+    points = (np.array(values).reshape(-1, 2) * scale).round(_DECIMALS)
     if len(points) == 2:
         (width, height), (x, y) = points[1].tolist(), (points[0] - points[1] / 2).tolist()
         if not (width > 0 and height > 0):
@@ -199,4 +201,4 @@ def _line(labeled: LabeledObject, image: LabeledImage, number: int, notes: Count
         values = (points / scale).ravel().tolist()
         if min(values) < 0 or max(values) > 1:  # which Ultralytics refuses
             values = clipped(values, 0, 1)
-    return " ".join([str(number), *(f"{value:.8g}" for value in values)]) + "\n"
+    return " ".join([str(number), *(f"{value:.9g}" for value in values)]) + "\n"
