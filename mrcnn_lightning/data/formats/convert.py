@@ -164,7 +164,7 @@ def _read(source: Source) -> tuple[ImageSet, Path | None]:
         case "cvat":
             return read_cvat(path), images
         case "labelme":
-            return read_labelme(path), images or path
+            return read_labelme(path, images=images), images or path
         case "png":
             there = images or (path / "images" if (path / "images").is_dir() else None)
             return read_png_masks(path, images=images, class_name=source.class_name), there

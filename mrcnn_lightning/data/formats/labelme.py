@@ -31,12 +31,16 @@ from mrcnn_lightning.user_error import UserError
 _WITHOUT_AREA = {"point", "line", "linestrip", "points"}
 
 
-def read_labelme(folder: Path) -> ImageSet:
+def read_labelme(folder: Path, *, images: Path | None = None) -> ImageSet:
     """The json files in a folder and in those in it; shapes with one `group_id` are one object.
 
     Polygons, rectangles, circles and masks are read; points and lines are left out, which have no
     area. A shape with the flag `iscrowd` is a crowd. Classes are in the order of `labels.txt`, if
     there is one, and else of their names.
+
+    Args:
+        folder: as said.
+        images: the folder of images, if it is another.
 
     Raises:
         UserError: names the file and the shape that is wrong.
@@ -45,7 +49,7 @@ def read_labelme(folder: Path) -> ImageSet:
     for file in sorted(folder.rglob("*.json")):
         content = _read_json(file)
         if "shapes" in content:
-            found.images.append(_image(content, file, folder, found))
+            found.images.append(_image(content, file, (folder, images or folder), found))
     if not found.images:
         raise UserError(f"{folder} has no json files of LabelMe's (with `shapes`)")
     listed = folder / "labels.txt"
@@ -93,16 +97,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _image(content: dict[str, Any], file: Path, folder: Path, found: ImageSet) -> LabeledImage:
+def _image(
+    content: dict[str, Any], file: Path, folders: tuple[Path, Path], found: ImageSet
+) -> LabeledImage:
     width, height = content.get("imageWidth"), content.get("imageHeight")
     name = content.get("imagePath")
     if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
         raise UserError(f"{file} has no imageWidth and imageHeight: save it with LabelMe anew")
     if not isinstance(name, str) or not name:
         raise UserError(f"{file} has no imagePath, the name of its image")
-    # Relative to the json file, with Windows' separators where it was made there.
-    place = os.path.normpath(file.parent / name.replace("\\", "/"))
-    image = LabeledImage(Path(os.path.relpath(place, folder)).as_posix(), width, height)
+    image = LabeledImage(_file_name(name, file, *folders), width, height)
     groups: dict[Any, list[LabeledObject]] = {}
     if not isinstance(content["shapes"], list):
         raise UserError(f"{file}: its shapes are no list")
@@ -126,6 +130,15 @@ def _image(content: dict[str, Any], file: Path, folder: Path, found: ImageSet) -
         groups.setdefault(key, []).append(labeled)
     image.objects = [_merged(parts, image.size) for parts in groups.values()]
     return image
+
+
+def _file_name(name: str, file: Path, folder: Path, images: Path) -> str:
+    """An image's name from the folder of images, where a json file has it from itself."""
+    # Windows' separators stand where it was made there.
+    path = os.path.normpath(file.parent / name.replace("\\", "/"))
+    inside = os.path.relpath(path, images)
+    # Images that were moved lie in their folder as the json files do in theirs.
+    return Path(os.path.relpath(path, folder) if inside.startswith("..") else inside).as_posix()
 
 
 def _object(shape: dict[str, Any], image: LabeledImage) -> LabeledObject | None:
