@@ -51,6 +51,7 @@ def test_from_yolo_to_a_training(
             f"data.val_json={tmp_path}/some.json",
             f"data.val_images={shapes_root}",
             "trainer.max_steps=1",
+            "trainer.limit_val_batches=0",
             f"run_dir={tmp_path}/run",
         )
     )
