@@ -60,25 +60,15 @@ def convert(
     Raises:
         UserError: names the file, and what is wrong.
     """
-    if part is not None and to not in _WITH_PARTS:
-        raise UserError(f"the format {to} has no parts: leave out --to-part {part}")
-    if out.is_dir() if to not in _IN_FOLDERS else out.is_file():
-        kind = "a file" if to not in _IN_FOLDERS else "a folder"
-        raise UserError(f"{out} must be {kind} for the format {to}: give another name")
+    _check_target(source, out, to, part=part, placing=placing)
     image_set, images = _read(source)
-    if not out.suffix and to in ("coco", "cvat", "via"):
-        raise UserError(
-            f"{out} must be a file for {to}, as {out}.{'xml' if to == 'cvat' else 'json'}"
-        )
+    if placing != "leave" and images is None:
+        raise UserError("give --images, the folder of the images that are to be placed")
     if to in _IN_FOLDERS:
         out.mkdir(parents=True, exist_ok=True)
     wanted = _write(image_set, out, to, part=part, images=images if placing == "leave" else None)
     num_placed = 0
-    if placing != "leave":
-        if wanted is None:
-            raise UserError(f"the format {to} has no folder for images: leave out --place")
-        if images is None:
-            raise UserError("give --images, the folder of the images that are to be placed")
+    if placing != "leave" and images is not None and wanted is not None:
         num_placed = _place(image_set, images, wanted, placing)
     image_set.notes = Counter({note: n for note, n in image_set.notes.items() if n})
     return Converted(image_set, wanted if placing != "leave" else images, num_placed)
@@ -131,7 +121,11 @@ def _of_json(file: Path) -> Format:
     if isinstance(content, dict) and "shapes" in content:
         raise UserError(f"{file} is one image of LabelMe's: give the folder that it is in")
     entries = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
-    if isinstance(entries, dict) and entries and all("regions" in e for e in entries.values()):
+    if (
+        isinstance(entries, dict)
+        and entries
+        and all(isinstance(entry, dict) and "regions" in entry for entry in entries.values())
+    ):
         return "via"
     raise UserError(f"{file} is neither COCO's nor VIA's: say the format with --from")
 
@@ -145,6 +139,24 @@ def _has_shapes(folder: Path) -> bool:
         if isinstance(content, dict) and "shapes" in content:
             return True
     return False
+
+
+def _check_target(
+    source: Source, out: Path, to: Format, *, part: str | None, placing: Placing
+) -> None:
+    """Refuse what cannot be written before anything is."""
+    if part is not None and to not in _WITH_PARTS:
+        raise UserError(f"the format {to} has no parts: leave out --to-part {part}")
+    if placing != "leave" and to not in _IN_FOLDERS:
+        raise UserError(f"the format {to} has no folder for images: leave out --place {placing}")
+    if out.exists() and out.resolve() == source.path.resolve():
+        raise UserError(f"{out} is what is converted: give another name for the result")
+    if to in _IN_FOLDERS:
+        if out.is_file():
+            raise UserError(f"{out} is a file, {to} wants a folder: give another name")
+    elif out.is_dir() or not out.suffix:
+        ending = "xml" if to == "cvat" else "json"
+        raise UserError(f"{out} must be a file for {to}, as {out}.{ending}")
 
 
 def _read(source: Source) -> tuple[ImageSet, Path | None]:

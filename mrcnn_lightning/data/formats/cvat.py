@@ -14,6 +14,7 @@ from mrcnn_lightning.data.formats.image_set import (
     LabeledImage,
     LabeledObject,
     Mask,
+    box_object,
     class_names_of,
     crop_of,
     ellipse,
@@ -135,15 +136,13 @@ def _polygon(shape: Element, image: LabeledImage) -> LabeledObject:
 def _box(shape: Element, image: LabeledImage) -> LabeledObject:
     x1, y1, x2, y2 = (float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
     label, turned = shape.attrib["label"], float(shape.get("rotation", 0))
-    if not (x2 > x1 and y2 > y1):
-        raise UserError("is a box without an area: draw it anew")
     if turned:
         corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
         center, angle = corners.mean(axis=0), np.deg2rad(turned)
         cos, sin = np.cos(angle), np.sin(angle)
         points = center + (corners - center) @ np.array([[cos, sin], [-sin, cos]])
         return polygon_object(label, [points], is_crowd=_is_crowd(shape))
-    return LabeledObject(label, (x1, y1, x2 - x1, y2 - y1), None, _is_crowd(shape))
+    return box_object(label, x1, y1, x2, y2, is_crowd=_is_crowd(shape))
 
 
 def _ellipse(shape: Element, image: LabeledImage) -> LabeledObject:

@@ -55,6 +55,13 @@ class LabeledImage:
     height: int
     objects: list[LabeledObject] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not (0 < self.width < 2**16 and 0 < self.height < 2**16):
+            raise UserError(
+                f"the image {self.file_name} is annotated as {self.width} x {self.height} pixels: "
+                "correct its size"
+            )
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
@@ -91,6 +98,20 @@ def polygon_object(class_name: str, polygons: list[Points], *, is_crowd: bool) -
     return LabeledObject(class_name, (x1, y1, x2 - x1, y2 - y1), shape, is_crowd)
 
 
+def box_object(
+    class_name: str, x1: float, y1: float, x2: float, y2: float, *, is_crowd: bool = False
+) -> LabeledObject:
+    """An object of which only a box is known.
+
+    Raises:
+        UserError: it has no area, or one that is no number; without its place.
+    """
+    width, height = float(x2 - x1), float(y2 - y1)
+    if not (0 < width < np.inf and 0 < height < np.inf):
+        raise UserError("is a box without an area: draw it anew, or remove it")
+    return LabeledObject(class_name, (float(x1), float(y1), width, height), None, is_crowd)
+
+
 def mask_object(class_name: str, mask: npt.NDArray[Any], *, is_crowd: bool) -> LabeledObject | None:
     """An object of the pixels (H, W) that are not zero, None if all are."""
     rle = pycocotools.mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
@@ -123,6 +144,18 @@ def ellipse(center: Points, radii: Points, *, turned: float = 0.0) -> Points:
 def class_names_of(images: Iterable[LabeledImage]) -> list[str]:
     """The classes that objects have, in the order of their names."""
     return sorted({each.class_name for image in images for each in image.objects})
+
+
+def read_text(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: it is not in UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text in UTF-8: save it as such") from error
 
 
 def image_files(folder: Path) -> list[str]:

@@ -19,11 +19,13 @@ from mrcnn_lightning.data.formats.image_set import (
     LabeledImage,
     LabeledObject,
     Mask,
+    box_object,
     class_names_of,
     crop_of,
     ellipse,
     mask_object,
     polygon_object,
+    read_text,
     stems,
 )
 from mrcnn_lightning.user_error import UserError
@@ -53,7 +55,7 @@ def read_labelme(folder: Path, *, images: Path | None = None) -> ImageSet:
     if not found.images:
         raise UserError(f"{folder} has no json files of LabelMe's (with `shapes`)")
     listed = folder / "labels.txt"
-    names = listed.read_text(encoding="utf-8").split("\n") if listed.exists() else []
+    names = read_text(listed).split("\n") if listed.exists() else []
     present = class_names_of(found.images)
     names = [name for name in names if name.strip() and name not in ("__ignore__", "_background_")]
     found.class_names = [*names, *(name for name in present if name not in names)]
@@ -102,7 +104,7 @@ def _image(
 ) -> LabeledImage:
     width, height = content.get("imageWidth"), content.get("imageHeight")
     name = content.get("imagePath")
-    if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
+    if not isinstance(width, int) or not isinstance(height, int):
         raise UserError(f"{file} has no imageWidth and imageHeight: save it with LabelMe anew")
     if not isinstance(name, str) or not name:
         raise UserError(f"{file} has no imagePath, the name of its image")
@@ -119,7 +121,7 @@ def _image(
             continue
         try:
             labeled = _object(shape, image)
-        except (UserError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             said = str(error) if isinstance(error, UserError) else f"cannot be read: {error}"
             raise UserError(f"{place} {said}") from error
         if labeled is None:
@@ -154,7 +156,7 @@ def _object(shape: dict[str, Any], image: LabeledImage) -> LabeledObject | None:
         return polygon_object(name, [ellipse(points[0], radius)], is_crowd=is_crowd)
     (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     if kind == "rectangle":
-        return LabeledObject(name, (x1, y1, x2 - x1, y2 - y1), None, is_crowd)
+        return box_object(name, x1, y1, x2, y2, is_crowd=is_crowd)
     if kind == "mask":
         return mask_object(name, _pasted(shape["mask"], (x1, y1), image), is_crowd=is_crowd)
     raise UserError(f"is a {kind}, which is not known here: draw it as a polygon")

@@ -13,6 +13,7 @@ from mrcnn_lightning.data.formats.image_set import (
     ImageSet,
     LabeledImage,
     LabeledObject,
+    box_object,
     class_names_of,
     ellipse,
     image_size,
@@ -46,7 +47,8 @@ def read_via(file: Path, *, images: Path, class_name: str | None = None) -> Imag
         raise UserError(f"{file} is not a JSON file: {error}") from error
     entries = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     if not isinstance(entries, dict) or not all(
-        isinstance(entry, dict) and "filename" in entry for entry in entries.values()
+        isinstance(entry, dict) and isinstance(entry.get("filename"), str)
+        for entry in entries.values()
     ):
         raise UserError(f"{file} is not VIA's: export the annotations as json")
     found = ImageSet([], [])
@@ -114,9 +116,7 @@ def _object(region: dict[str, Any], class_name: str | None) -> LabeledObject | N
     name = _class_of(attributes, class_name)
     if shape["name"] == "rect":
         x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
-        if not (width > 0 and height > 0):
-            raise UserError("is a rectangle without an area: draw it anew")
-        return LabeledObject(name, (x, y, width, height), None, is_crowd)
+        return box_object(name, x, y, x + width, y + height, is_crowd=is_crowd)
     if shape["name"] == "polygon":
         xs, ys = shape["all_points_x"], shape["all_points_y"]
         if len(xs) != len(ys):

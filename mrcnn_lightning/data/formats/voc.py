@@ -13,10 +13,11 @@ from PIL import Image
 from mrcnn_lightning.data.formats.image_set import (
     ImageSet,
     LabeledImage,
-    LabeledObject,
     Mask,
+    box_object,
     class_names_of,
     mask_object,
+    read_text,
     stems,
 )
 from mrcnn_lightning.user_error import UserError
@@ -89,7 +90,7 @@ def _listed(folder: Path, part: str) -> list[Path]:
     for kind in ("Main", "Segmentation"):
         file = folder / "ImageSets" / kind / f"{part}.txt"
         if file.exists():
-            names = file.read_text(encoding="utf-8").splitlines()
+            names = read_text(file).splitlines()
             files = [folder / "Annotations" / f"{n.strip()}.xml" for n in names if n.strip()]
             missing = [each for each in files if not each.exists()]
             if missing:
@@ -109,8 +110,6 @@ def _image(file: Path, stem: Path) -> LabeledImage:
         )
     except ValueError as error:
         raise UserError(f"{file} has no size with a whole width and height") from error
-    if min(width, height) < 1:
-        raise UserError(f"{file} has a size of {width} x {height}: write the image's into it")
     name = Path(root.findtext("filename") or f"{stem.name}.jpg").name
     image = LabeledImage((stem.parent / name).as_posix(), width, height)
     for number, element in enumerate(root.iter("object"), start=1):
@@ -125,11 +124,12 @@ def _image(file: Path, stem: Path) -> LabeledImage:
             )
         except ValueError as error:
             raise UserError(f"{place} has no bndbox of four numbers") from error
-        if not (x2 >= x1 and y2 >= y1):
-            raise UserError(f"{place} has a bndbox without an area: mend or remove it")
         is_difficult = element.findtext("difficult", "0").strip() == "1"
-        box = (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)
-        image.objects.append(LabeledObject(label, box, None, is_difficult))
+        try:
+            labeled = box_object(label, x1 - 1, y1 - 1, x2, y2, is_crowd=is_difficult)
+        except UserError as error:
+            raise UserError(f"{place} {error}") from error
+        image.objects.append(labeled)
     return image
 
 

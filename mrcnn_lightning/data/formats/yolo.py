@@ -14,9 +14,11 @@ from mrcnn_lightning.data.formats.image_set import (
     ImageSet,
     LabeledImage,
     LabeledObject,
+    box_object,
     image_files,
     image_size,
     polygon_object,
+    read_text,
     stems,
 )
 from mrcnn_lightning.data.formats.outlines import single_polygon
@@ -51,7 +53,7 @@ def read_yolo(source: Path, *, part: str | None = None) -> tuple[ImageSet, Path]
         image = LabeledImage(name, width, height)
         labels = _labels_of(folder) / Path(name).with_suffix(".txt")
         if labels.exists():
-            lines = enumerate(labels.read_text(encoding="utf-8-sig").splitlines(), start=1)
+            lines = enumerate(read_text(labels).splitlines(), start=1)
             image.objects = [
                 _object(line, image, names, f"{labels}, line {number}")
                 for number, line in lines
@@ -72,8 +74,10 @@ def write_yolo(image_set: ImageSet, out: Path, *, part: str = "train") -> Path:
         The folder in which the images belong.
 
     Raises:
-        UserError: data.yaml is there with other classes.
+        UserError: data.yaml is there with other classes, or YOLO has no such part.
     """
+    if part not in _PARTS:
+        raise UserError(f"YOLO's parts are {', '.join(_PARTS)}, not {part}")
     file = out / "data.yaml"
     names = dict(enumerate(image_set.class_names))
     content = _read_yaml(file) if file.exists() else {}
@@ -98,10 +102,10 @@ def write_yolo(image_set: ImageSet, out: Path, *, part: str = "train") -> Path:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file))
     except FileNotFoundError as error:
         raise UserError(f"there is no {file}, which names YOLO's classes and images") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{file} is no yaml file: {error}") from error
     if not isinstance(content, dict) or "names" not in content:
         raise UserError(f"{file} has no `names`, the classes of YOLO's format")
@@ -173,12 +177,10 @@ def _object(line: str, image: LabeledImage, names: list[str], place: str) -> Lab
     scale = np.array([image.width, image.height], dtype=np.float64)
     # What was 0.5 is 0.5 again: pycocotools draws 0.49999 a pixel further.
     points = (np.array(values).reshape(-1, 2) * scale).round(_DECIMALS)
-    if len(points) == 2:
-        (width, height), (x, y) = points[1].tolist(), (points[0] - points[1] / 2).tolist()
-        if not (width > 0 and height > 0):
-            raise UserError(f"{place} is a box without an area: remove the line")
-        return LabeledObject(name, (x, y, width, height))
     try:
+        if len(points) == 2:
+            low, high = points[0] - points[1] / 2, points[0] + points[1] / 2
+            return box_object(name, *low.tolist(), *high.tolist())
         return polygon_object(name, [points], is_crowd=False)
     except UserError as error:
         raise UserError(f"{place} {error}") from error
