@@ -19,6 +19,7 @@ from mrcnn_lightning.app.command_line import CONF
 from mrcnn_lightning.app.data_commands import anchors as _anchors  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands import check as _check  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands import convert as _convert  # noqa: F401  (registers itself)
+from mrcnn_lightning.app.data_commands import report as _report  # noqa: F401
 from mrcnn_lightning.app.data_commands import sets as _sets  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands import stats as _stats  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands.app import data_app

@@ -5,15 +5,20 @@ O objects of all images, K classes.
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.checking.boxes import COCO_FORMAT, box_format, leave_image, repeats
 
 # Of more classes than this, the most and the least frequent are named.
 _MAX_CLASSES = 20
-# Boxes are rounded; one that leaves its image by less than this, in pixels, does not.
-_ROUNDING = 1.0
+_LOOKS = {
+    "corners": "x1, y1, x2, y2",
+    "centred": "a centre, width and height",
+    "xywh": "x1, y1, x2, y2",
+}
 
 
 def contents(annotations: Annotations) -> Iterator[str]:
@@ -33,12 +38,7 @@ def oddities(annotations: Annotations, *, is_evaluated: bool) -> Iterator[str]:
     if annotations.left_out:
         reasons = ", ".join(f"{num:,} {reason}" for reason, num in annotations.left_out.items())
         yield f"left out of training and of evaluation (pycocotools would count them): {reasons}"
-    num, leaving = len(annotations.crowd), int(_leave_image(annotations).sum())
-    if leaving * 2 > num:
-        yield (
-            f"most boxes ({leaving:,} of {num:,}) leave their image, as x1, y1, x2, y2 would: "
-            "COCO's bbox is x, y, width, height"
-        )
+    yield from _odd_boxes(annotations)
     if annotations.odd_areas:
         yield (
             f"{annotations.odd_areas:,} objects have an area that is no positive number: it is "
@@ -51,12 +51,43 @@ def oddities(annotations: Annotations, *, is_evaluated: bool) -> Iterator[str]:
         )
 
 
-def _leave_image(annotations: Annotations) -> Tensor:
+def _odd_boxes(annotations: Annotations) -> Iterator[str]:
+    images, sizes = _images_of_objects(annotations)
+    boxes = annotations.boxes.numpy()
+    format_ = box_format(boxes, sizes)
+    num, leaving = len(boxes), int(_leave_image(annotations).sum())
+    if format_.is_relative:
+        yield (
+            "boxes look like parts of the image from 0 to 1: COCO's bbox is in pixels "
+            "(mrcnn data check --fix writes it so)"
+        )
+    elif format_.layout != "xywh" or leaving * 2 > num:
+        yield (
+            f"most boxes ({leaving:,} of {num:,}) leave their image, as {_LOOKS[format_.layout]} "
+            "would: COCO's bbox is x, y, width, height"
+        )
+    again = len(repeats(images, annotations.labels.numpy(), boxes))
+    if again:
+        yield (
+            f"{again:,} objects are there twice (image, class and box): mrcnn data check names "
+            "them, and its --fix drops them"
+        )
+    if num and annotations.crowd.all():
+        yield "all objects are crowds, from which nothing is learnt: set iscrowd to 0"
+
+
+def _images_of_objects(
+    annotations: Annotations,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The number (O,), and the height and width (O, 2), of each object's image."""
+    numbers = torch.arange(len(annotations)).repeat_interleave(annotations.num_objects())
+    return numbers.numpy(), annotations.image_sizes[numbers].numpy()
+
+
+def _leave_image(annotations: Annotations) -> npt.NDArray[np.bool_]:
     """Which boxes do, (O,) bool."""
-    origins, sides = annotations.boxes.split(2, dim=1)
-    limits = annotations.image_sizes.flip(1).repeat_interleave(annotations.num_objects(), dim=0)
-    outside: Tensor = (origins < -_ROUNDING) | (origins + sides > limits + _ROUNDING)
-    return outside.any(dim=1)
+    _, sizes = _images_of_objects(annotations)
+    return leave_image(COCO_FORMAT.corners(annotations.boxes.numpy(), sizes), sizes)
 
 
 def _classes(annotations: Annotations) -> str:

@@ -26,7 +26,9 @@ def load(tmp_path: Path) -> Load:
 
 
 def test_what_is_in_a_file(load: Load) -> None:
-    packed = load(content())
+    value = content()
+    value["annotations"][3]["bbox"] = [1, 1, 6, 4]
+    packed = load(value)
     assert list(contents(packed)) == [
         "3 images (1 without objects), 3 objects and 1 crowds; 0 boxes leave their image",
         "objects a class: dog 2, cat 1",
@@ -64,6 +66,27 @@ def test_what_is_odd(load: Load) -> None:
     assert areas.startswith("1 objects have an area that is no positive number: it is measured")
     assert id_0.startswith("an annotation has the id 0, which pycocotools takes for 'no match'")
     assert len(list(oddities(packed, is_evaluated=False))) == 3
+
+
+@pytest.mark.parametrize(
+    ("boxes", "sentence"),
+    [
+        ([[1, 1, 4, 4]] * 3, "2 objects are there twice (image, class and box): mrcnn data check"),
+        ([[0.1, 0.1, 0.4, 0.5]] * 2, "boxes look like parts of the image from 0 to 1"),
+        ([[6, 12, 8, 12], [5, 10, 9, 20]], "most boxes (2 of 2) leave their image, as a centre"),
+    ],
+)
+def test_what_is_odd_about_boxes(load: Load, boxes: list[list[float]], sentence: str) -> None:
+    value = content()
+    value["annotations"] = [annotation(1, 7, 2, SQUARE, bbox=box) for box in boxes]
+    assert any(each.startswith(sentence) for each in oddities(load(value), is_evaluated=True))
+
+
+def test_only_crowds(load: Load) -> None:
+    value = content()
+    value["annotations"] = [annotation(1, 7, 2, SQUARE, iscrowd=1)]
+    (sentence,) = oddities(load(value), is_evaluated=True)
+    assert sentence.startswith("all objects are crowds, from which nothing is learnt")
 
 
 def test_a_start_says_it_once(

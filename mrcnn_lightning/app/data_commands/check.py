@@ -11,11 +11,12 @@ from rich.console import Console
 from mrcnn_lightning.app.data_commands.app import data_app
 from mrcnn_lightning.app.data_commands.training_size import training_size
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
-from mrcnn_lightning.data.checking.check import Checked, check, compare
+from mrcnn_lightning.data.checking.check import Checked, check, compare, find_near_copies
 from mrcnn_lightning.data.checking.faults import SEVERITIES, Fault
 from mrcnn_lightning.data.checking.repair import Repaired, repair
 from mrcnn_lightning.user_error import UserError
 
+_errors = Console(stderr=True, soft_wrap=True, highlight=False)
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -38,19 +39,22 @@ def check_command(
     With --fix, errors that are left in the copy.
     """
     try:
-        _require(json, images)
+        require_files(json, images)
         size, repaired = training_size(), None
         checked = check(json, images, size=size)
+        other = None
         if against:
-            _require(*against)
-            compare(checked, check(*against))
+            require_files(*against)
+            other = check(*against)
+            compare(checked, other)
+        is_compared = find_near_copies(checked, other)
         if fix is not None:
             repaired = repair(json, images, fix, checked=checked, size=size)
     except USER_ERRORS as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"error: {sentence(error)}", markup=False
-        )
+        _errors.print(f"error: {sentence(error)}", markup=False)
         raise typer.Exit(1) from error
+    if not is_compared:
+        _errors.print("near-copies are not looked for among so many images", style="yellow")
     if as_json:
         print(json_format.dumps(_as_json(json, checked, repaired), indent=1))
     else:
@@ -60,7 +64,8 @@ def check_command(
         raise typer.Exit(1)
 
 
-def _require(json: Path, images: Path) -> None:
+def require_files(json: Path, images: Path) -> None:
+    """Refuse a file or a folder that is not there."""
     if not json.is_file():
         raise UserError(f"{json} is no file: give the annotations in COCO's format")
     if not images.is_dir():

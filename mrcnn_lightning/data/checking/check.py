@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mrcnn_lightning.data.checking.boxes import COCO_FORMAT, Floats, Format
 from mrcnn_lightning.data.checking.entries import Listed, list_entries, shown
@@ -11,7 +12,11 @@ from mrcnn_lightning.data.checking.image_files import ImageFile, check_files, co
 from mrcnn_lightning.data.checking.objects import ObjectReader, ObjectTable
 from mrcnn_lightning.data.checking.whole_set import TrainingSize, check_boxes, check_set
 from mrcnn_lightning.data.coco_json import Content, read_coco_json
+from mrcnn_lightning.data.near_copies import near_copies
 from mrcnn_lightning.user_error import UserError
+
+# More images than this are not compared for likeness: that takes as long as their square.
+_MOST_COMPARED = 30_000
 
 
 @dataclass
@@ -83,6 +88,50 @@ def compare(checked: Checked, other: Checked) -> None:
     )
     for class_id, name in sorted(ours ^ theirs, key=str):
         faults.add("other-classes", f"{name} ({class_id})")
+
+
+def find_near_copies(checked: Checked, other: Checked | None = None) -> bool:
+    """Note images that look like another one, of the set or of another split.
+
+    Exact copies are not noted again.
+
+    Returns:
+        Whether they were looked for: every two images are compared, which has its limit.
+    """
+    images = [*_readable(checked), *(_readable(other) if other is not None else [])]
+    num_ours = len(_readable(checked))
+    if len(images) > _MOST_COMPARED:
+        return False
+    faults = checked.faults
+    said = {row for name in ("copies", "copies-across") for row in faults.rows(name)}
+    for group in near_copies([image.path for image in images]):
+        ours = [images[number] for number in group if number < num_ours]
+        theirs = [images[number] for number in group if number >= num_ours]
+        for name, first, others in (
+            ("near-copies", ours[:1], ours[1:]),
+            ("near-copies-across", theirs[:1], ours),
+        ):
+            for image in others if first else []:
+                if image.row not in said:
+                    faults.add(name, f"{image.name} and {first[0].name}", image.row)
+    return True
+
+
+class _Readable(NamedTuple):
+    row: int
+    name: str
+    path: Path
+
+
+def _readable(checked: Checked) -> list[_Readable]:
+    """The images whose files can be read; a file that several name is there once."""
+    if checked.listed is None or checked.files is None:
+        return []
+    images: dict[Path, _Readable] = {}
+    for row, file in enumerate(checked.files):
+        if file is not None and not file.problem:
+            images.setdefault(file.path, _Readable(row, checked.listed.image(row), file.path))
+    return list(images.values())
 
 
 def _checked(content: Content, size: TrainingSize | None) -> Checked:

@@ -31,15 +31,21 @@ _RENUMBER = "--fix gives new ids"
 _FROM_MASK = "--fix takes the box from the mask, and drops the object where there is none"
 _RESAVE = "save it again from its source; --fix drops the image and its objects"
 
-KINDS = {
-    # Of the file.
+_OF_THE_FILE = {
     "not-coco": Kind("error", "no COCO-format file", "export it again as COCO instances"),
     "no-images": Kind("error", "no images in the file", "export it again"),
     "no-categories": Kind("error", "no categories in the file", "list the classes as categories"),
     "no-annotations": Kind(
         "error", "no annotations in the file", "it serves stage=predict alone; annotate it"
     ),
-    # Of categories.
+    "no-masks": Kind(
+        "warning", "no object has a segmentation", "model=faster_rcnn learns from boxes alone"
+    ),
+    "only-crowds": Kind(
+        "error", "all objects are crowds, from which nothing is learnt", "set iscrowd to 0"
+    ),
+}
+_OF_CATEGORIES = {
     "category-id": Kind("error", "category ids that are no whole numbers from 0 on", _RENUMBER),
     "category-id-twice": Kind(
         "error",
@@ -55,7 +61,19 @@ KINDS = {
         "category names that differ only in case or spaces",
         "if they are one class, give both one name",
     ),
-    # Of images in the file.
+    "other-classes": Kind(
+        "error",
+        "categories that the two splits do not share",
+        "list the same ids and names in both",
+    ),
+    "class-empty": Kind("note", "categories without objects", "they are learnt never to be there"),
+    "class-rare": Kind(
+        "note",
+        "classes with fewer than 10 objects, or with a thousandth of the most frequent one's",
+        "annotate more of them; their AP says little",
+    ),
+}
+OF_IMAGES = {
     "image-id": Kind("error", "image ids that are no whole numbers from 0 on", _RENUMBER),
     "image-id-twice": Kind(
         "error",
@@ -74,7 +92,6 @@ KINDS = {
     "image-empty": Kind(
         "note", "images without objects", "data.skip_empty=true leaves them out of training"
     ),
-    # Of image files.
     "image-missing": Kind(
         "error",
         "images whose file is missing",
@@ -130,12 +147,8 @@ KINDS = {
         "images that look like one of the other split",
         "keep them in one split: AP on images that were trained on is too high",
     ),
-    "other-classes": Kind(
-        "error",
-        "categories that the two splits do not share",
-        "list the same ids and names in both",
-    ),
-    # Of annotations' ids.
+}
+OF_OBJECTS = {
     "annotation-id": Kind("warning", "annotation ids that are no whole numbers", _RENUMBER),
     "annotation-id-twice": Kind("warning", "annotation ids that are there twice", _RENUMBER),
     "annotation-id-0": Kind(
@@ -154,7 +167,6 @@ KINDS = {
         "objects of a category that the file does not list",
         "list the category; --fix drops the objects",
     ),
-    # Of boxes.
     "box": Kind("error", "boxes that are no four finite numbers", _FROM_MASK),
     "boxes-corners": Kind(
         "error", "boxes that look like x1, y1, x2, y2", "--fix writes x, y, width, height"
@@ -187,10 +199,6 @@ KINDS = {
         "warning",
         "objects that are there twice (image, class and box)",
         "--fix keeps the first of each",
-    ),
-    # Of masks.
-    "no-masks": Kind(
-        "warning", "no object has a segmentation", "model=faster_rcnn learns from boxes alone"
     ),
     "mask-missing": Kind(
         "error",
@@ -226,20 +234,10 @@ KINDS = {
     ),
     "rle-broken": Kind("error", "run lengths that are broken", "--fix takes them away"),
     "crowd": Kind("error", "iscrowd that is neither 0 nor 1", "--fix writes 0 or 1"),
-    "only-crowds": Kind(
-        "error", "all objects are crowds, from which nothing is learnt", "set iscrowd to 0"
-    ),
     "area": Kind(
         "note",
         "areas that are missing or no positive number",
         "measured from the mask; --fix writes it",
-    ),
-    # Of the set as a whole.
-    "class-empty": Kind("note", "categories without objects", "they are learnt never to be there"),
-    "class-rare": Kind(
-        "note",
-        "classes with fewer than 10 objects, or with a thousandth of the most frequent one's",
-        "annotate more of them; their AP says little",
     ),
     "small": Kind("note", "objects with a side under 4 pixels", "train on larger images"),
     "no-anchor": Kind(
@@ -248,6 +246,7 @@ KINDS = {
         "train on larger images, or set model.rpn.anchors.sizes and aspect_ratios",
     ),
 }
+KINDS = _OF_THE_FILE | _OF_CATEGORIES | OF_IMAGES | OF_OBJECTS
 
 
 @dataclass

@@ -6,7 +6,7 @@ N images.
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,8 +143,3 @@ def _digest(path: Path) -> bytes:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError:
         return b""
-
-
-def readable(files: Iterable[ImageFile | None]) -> list[int]:
-    """Rows of files that can be read."""
-    return [row for row, file in enumerate(files) if file is not None and not file.problem]

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from mrcnn_lightning.data.checking.check import Checked, check
-from mrcnn_lightning.data.checking.faults import KINDS
+from mrcnn_lightning.data.checking.faults import KINDS, OF_OBJECTS
 from mrcnn_lightning.data.checking.listing import Listing, mended_listing
 from mrcnn_lightning.data.checking.mending import Mender, scale
 from mrcnn_lightning.data.checking.whole_set import TrainingSize
@@ -24,29 +24,6 @@ from mrcnn_lightning.user_error import UserError
 
 # What was mended may show what it hid, as polygons taken away do a lacking mask.
 _MAX_ROUNDS = 4
-# Kinds of fault of objects that are mended.
-_OF_OBJECTS = (
-    "box-outside",
-    "duplicate",
-    "mask-empty",
-    "mask-missing",
-    "segmentation",
-    "rle-size",
-    "rle-broken",
-    "polygon-layout",
-    "polygon-numbers",
-    "polygon-odd",
-    "polygon-short",
-    "box",
-    "box-empty",
-    "box-not-its-mask",
-    "boxes-corners",
-    "boxes-centred",
-    "boxes-relative",
-    "box-leaves",
-    "crowd",
-    "area",
-)
 _OF_IDS = ("annotation-id", "annotation-id-twice", "annotation-id-0")
 _Tree = dict[str, Any]
 
@@ -164,10 +141,9 @@ def _mended(
     objects, faults = checked.objects, checked.faults
     assert objects is not None and checked.corners is not None and checked.listed is not None
     kinds: dict[int, set[str]] = defaultdict(set)
-    for name in (*_OF_OBJECTS, *_OF_IDS):
+    for name in (each for each, kind in OF_OBJECTS.items() if kind.is_mended):
         for row in faults.rows(name):
             kinds[row].add(name)
-    texts = set(faults.rows("id-as-text"))
     next_id = max(objects.ids, default=0) + 1
     mender = Mender(changes)
     for row, raw in enumerate(annotations):
@@ -178,7 +154,7 @@ def _mended(
             continue
         of_row = kinds.get(row, set())
         is_moved = image in listing.moved_images or label in listing.moved_classes
-        if not of_row and not is_moved and row not in texts:
+        if not of_row and not is_moved:
             yield raw
             continue
         annotation = _decoded(raw)
@@ -196,7 +172,7 @@ def _mended(
             scale(annotation, (height, width), listing.rescaled[image])
             changes["objects scaled to the size of their image"] += 1
         annotation["image_id"], annotation["category_id"] = place
-        changes["ids of objects written as numbers"] += row in texts
+        changes["ids of objects written as numbers"] += "id-as-text" in of_row
         if of_row.intersection(_OF_IDS):
             annotation["id"], next_id = next_id, next_id + 1
             changes["annotation ids made new"] += 1

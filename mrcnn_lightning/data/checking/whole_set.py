@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from mrcnn_lightning.data.checking.boxes import (
     AnchorLevel,
@@ -127,14 +128,29 @@ def _check_classes(objects: ObjectTable, listed: Listed, faults: Faults) -> None
             faults.add("class-rare", f"{name} {num:,}", row)
 
 
-def _check_sizes(
-    objects: ObjectTable, corners: Floats, listed: Listed, size: TrainingSize, faults: Faults
-) -> None:
+def at_training_size(
+    objects: ObjectTable, corners: Floats, listed: Listed, size: TrainingSize
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Objects that are learnt from: their rows (R,), and their boxes (R, 4) as training sees them.
+
+    Args:
+        objects: of all images.
+        corners: (O, 4) boxes x1, y1, x2, y2; NaN where nothing is learnt.
+        listed: images.
+        size: how they are resized.
+    """
     shapes, which = np.unique(listed.sizes, axis=0, return_inverse=True)
     resized = [size.resize((h, w)) if h * w else (0, 0) for h, w in shapes.tolist()]
     scales = np.array(resized).reshape(-1, 2) / shapes.clip(1)
     rows = np.flatnonzero(np.isfinite(corners).all(axis=1) & ~objects.crowd)
-    scaled = corners[rows] * np.tile(scales[which.ravel()[objects.images[rows]], ::-1], 2)
+    images = which.ravel()[objects.images[rows]]
+    return rows, corners[rows] * np.tile(scales[images, ::-1], 2)
+
+
+def _check_sizes(
+    objects: ObjectTable, corners: Floats, listed: Listed, size: TrainingSize, faults: Faults
+) -> None:
+    rows, scaled = at_training_size(objects, corners, listed, size)
     small = (scaled[:, 2:] - scaled[:, :2]).min(axis=1, initial=np.inf) < _SMALL_SIDE
     at = f" at {size.name}"
     faults.add_rows("small", rows[small], objects.place, circumstance=at)
