@@ -123,6 +123,8 @@ def repeats(
 
 def _with_a_like(columns: Floats) -> npt.NDArray[np.int64]:
     """Rows that may equal another one: their hashes do. Far faster than to sort all columns."""
+    if len(columns) < 2:
+        return np.zeros(0, dtype=np.int64)
     hashes = np.zeros(len(columns), dtype=np.uint64)
     for column in columns.T:
         hashes = (hashes ^ np.ascontiguousarray(column).view(np.uint64)) * _ODD_FACTOR

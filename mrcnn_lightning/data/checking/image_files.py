@@ -12,11 +12,13 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from mrcnn_lightning.data.bands import stored_image
 from mrcnn_lightning.data.checking.entries import Listed, shown
 from mrcnn_lightning.data.checking.faults import Faults
 from mrcnn_lightning.data.headers import Header, each, header_of
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"}
+_OF_BANDS = {".npy", ".tif", ".tiff"}
 
 
 @dataclass
@@ -66,11 +68,26 @@ def _looked_at(path: Path) -> ImageFile:
             file.draft(None, (max(1, file.width // 8), max(1, file.height // 8)))
             file.load()
     except UnidentifiedImageError:
-        found.problem, found.error = "image-broken", "not an image"
+        _look_at_bands(found)
     except Exception as error:  # what Pillow raises for damaged files has no common ancestor
         found.problem = "image-broken" if found.header is None else "image-truncated"
         found.error = str(error)
     return found
+
+
+def _look_at_bands(found: ImageFile) -> None:
+    """Read a file that Pillow does not know: an array of NumPy's, or a TIFF of many bands."""
+    found.problem, found.error = "image-broken", "not an image"
+    if found.path.suffix.lower() not in _OF_BANDS:
+        return
+    try:
+        image = stored_image(found.path)
+        image.read(None)
+    except Exception as error:  # as above; memory-mapped arrays may end too early
+        found.error = str(error)
+        return
+    found.problem = found.error = ""
+    found.header = Header(list(image.size), 1, image.dtype, has_alpha=False, num_frames=1)
 
 
 def check_files(

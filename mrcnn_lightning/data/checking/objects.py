@@ -4,6 +4,7 @@ O objects of all images.
 """
 
 from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,7 @@ class ObjectTable:
 
     def place(self, row: int) -> str:
         """An object in the user's words."""
-        known = self.ids[row]
-        return f"annotation {known}" if known >= 0 else f"the {row + 1}. annotation"
+        return _place(self.ids, row)
 
 
 class ObjectReader:
@@ -84,40 +84,43 @@ class ObjectReader:
     def _add(self, annotation: Annotation, row: int) -> None:
         is_id = is_whole(annotation.id)
         self.ids.append(int(annotation.id) if is_id else -1)
-        place = f"annotation {annotation.id}" if is_id else f"the {row + 1}. annotation"
         if not is_id:
-            self.faults.add("annotation-id", f"{place} has {shown(annotation.id)}", row)
-        for name, value, rows, found in (
-            ("image", annotation.image_id, self.listed.image_rows, self.images),
-            ("category", annotation.category_id, self.listed.class_rows, self.labels),
-        ):
-            found.append(self._row_of(name, value, rows, place, row))
+            self._note("annotation-id", row, annotation.id)
+        listed = self.listed
+        self.images.append(self._row_of("image", annotation.image_id, listed.image_rows, row))
+        self.labels.append(self._row_of("category", annotation.category_id, listed.class_rows, row))
         box = annotation.bbox
         if not are_numbers(box) or len(box) != 4:
-            self.faults.add("box", f"{place} has {shown(box)}", row)
+            self._note("box", row, box)
             box = _NO_BOX
         self.boxes.extend(box)
         value = annotation.iscrowd
         if not isinstance(value, (int, float)) or value not in (0, 1):
-            self.faults.add("crowd", f"{place} has {shown(value)}", row)
+            self._note("crowd", row, value)
         self.crowd.append(value in (1, "1") if isinstance(value, (int, float, str)) else False)
         area = annotation.area
         if not (is_number(area) and area > 0):
-            self.faults.add("area", place, row)
-        self._add_mask(annotation.segmentation, place, row)
+            self.faults.add("area", self._place(row), row)
+        self._add_mask(annotation.segmentation, row)
 
-    def _row_of(self, name: str, value: Any, rows: Any, place: str, row: int) -> int:
+    def _place(self, row: int) -> str:
+        return _place(self.ids, row)
+
+    def _note(self, kind: str, row: int, value: Any) -> None:
+        self.faults.add(kind, f"{self._place(row)} has {shown(value)}", row)
+
+    def _row_of(self, name: str, value: Any, rows: dict[Hashable, int], row: int) -> int:
         """The row of an object's image or category."""
         found = found_row(value, rows)
         if found < 0 and isinstance(value, str):
             found = found_row(number_in(value), rows)
         if found < 0:
-            self.faults.add(f"{name}-id-unknown", f"{place} has {shown(value)}", row)
+            self._note(f"{name}-id-unknown", row, value)
         elif isinstance(value, str):
-            self.faults.add("id-as-text", f"{place} has {name}_id {shown(value)}", row)
+            self.faults.add("id-as-text", f"{self._place(row)} has {name}_id {shown(value)}", row)
         return found
 
-    def _add_mask(self, segmentation: Any, place: str, row: int) -> None:
+    def _add_mask(self, segmentation: Any, row: int) -> None:
         kinds: list[str] = []
         if not segmentation:
             pass
@@ -135,7 +138,7 @@ class ObjectReader:
         else:
             kinds = ["segmentation"]
         for kind in dict.fromkeys(kinds):
-            self.faults.add(kind, place, row)
+            self.faults.add(kind, self._place(row), row)
 
     def _close_chunk(self, num: int) -> None:
         if not num:
@@ -144,17 +147,16 @@ class ObjectReader:
         sizes = self.listed.sizes_of(np.array(self.images[first:], dtype=np.int64))
         shapes = self._polygons.summed_up(num)
 
-        def place(row: int) -> str:
-            return f"annotation {self.ids[row]}"
-
-        self.faults.add_rows("polygon-crosses", first + shapes.crossing, place)
+        self.faults.add_rows("polygon-crosses", first + shapes.crossing, self._place)
         empty = [first + row for row in shapes.without_pixels(sizes)]
         empty += self._read_rles(shapes, first)
-        self.faults.add_rows("mask-empty", sorted(empty), place)
+        self.faults.add_rows("mask-empty", sorted(empty), self._place)
         limits = np.where(sizes > 0, sizes, np.inf)[:, ::-1]
         leaving = (shapes.extents[:, :2] < -1) | (shapes.extents[:, 2:] > limits + 1)
         leaving &= ~np.isin(np.arange(num), np.array(empty, dtype=np.int64) - first)[:, None]
-        self.faults.add_rows("mask-leaves", first + np.flatnonzero(leaving.any(axis=1)), place)
+        self.faults.add_rows(
+            "mask-leaves", first + np.flatnonzero(leaving.any(axis=1)), self._place
+        )
         self.extents.append(shapes.extents)
         self._polygons = Polygons()
 
@@ -178,6 +180,10 @@ class ObjectReader:
         again = np.sort(order[1:][ids[order][1:] == ids[order][:-1]])
         self.faults.add_rows("annotation-id-twice", again, lambda row: f"{ids[row]}")
         self.faults.add_rows("annotation-id-0", np.flatnonzero(ids == 0), lambda row: "")
+
+
+def _place(ids: "array[int]", row: int) -> str:
+    return f"annotation {ids[row]}" if ids[row] >= 0 else f"the {row + 1}. annotation"
 
 
 def _encoded(rle: dict[str, Any]) -> dict[str, Any]:

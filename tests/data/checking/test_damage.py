@@ -66,6 +66,8 @@ def data_module(file: Path, folder: Path, cache: Path, *, with_masks: bool) -> C
         damaged_images="stop",
         num_workers=0,
         cache_dir=str(cache),
+        channels=3,
+        dtype="uint8",
         with_masks=with_masks,
         seed=0,
     )
