@@ -26,7 +26,10 @@ def read_content(file: Path) -> Content:
         UserError: see `pack_coco_json`.
     """
     pack_coco_json(file)
-    content: Content = json.loads(file.read_bytes())
+    try:
+        content: Content = json.loads(file.read_bytes())
+    except UnicodeDecodeError as error:  # in a key that is not looked at there
+        raise UserError(f"{file} is no text in UTF-8: save it as such") from error
     return content | {"annotations": content.get("annotations") or []}
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+# Shares are not exact; counts differ by one at least, and shares of them hardly by less.
+_SAME = 1e-6
 _Counts = npt.NDArray[np.float64]
 
 
@@ -64,6 +66,7 @@ def _rarest(counts: _Counts) -> int:
 
 
 def _most_lacking(of_kind: _Counts, of_images: _Counts, generator: np.random.Generator) -> int:
-    best = np.flatnonzero(np.isclose(of_kind, of_kind.max()))
-    best = best[np.isclose(of_images[best], of_images[best].max())]
-    return int(generator.choice(best))
+    best = np.flatnonzero(of_kind > of_kind.max() - _SAME)
+    if len(best) > 1:
+        best = best[of_images[best] > of_images[best].max() - _SAME]
+    return int(best[0] if len(best) == 1 else generator.choice(best))

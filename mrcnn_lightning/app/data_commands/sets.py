@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +11,7 @@ from mrcnn_lightning.app.data_commands.app import data_app
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.data import coco_sets
 from mrcnn_lightning.data.coco_sets import Content
+from mrcnn_lightning.data.formats.image_set import read_yaml
 from mrcnn_lightning.user_error import UserError
 
 
@@ -146,11 +146,8 @@ def _names(classes: str, content: Content) -> list[str]:
 
 
 def _renamed(contents: list[Content], file: Path) -> list[Content]:
-    try:
-        names = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no yaml file: {error}") from error
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+    names = read_yaml(file)
+    if not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{file} must have a line `old name: new name` for each class to rename")
     known = {each["name"] for content in contents for each in content["categories"]}
     unknown = [str(name) for name in names if name not in known]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pycocotools.mask
 
-from mrcnn_lightning.data.coco_json import pack_coco_json
+from mrcnn_lightning.data.coco_sets import read_content
 from mrcnn_lightning.data.formats.image_set import ImageSet, LabeledImage, LabeledObject
 from mrcnn_lightning.data.segmentations import read_segmentation
 
@@ -17,8 +17,7 @@ def read_coco(file: Path) -> ImageSet:
     Raises:
         UserError: see `pack_coco_json`.
     """
-    pack_coco_json(file)  # says what is wrong with it
-    content = json.loads(file.read_bytes())
+    content = read_content(file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = {category["id"]: category["name"] for category in categories}
     images = {
@@ -26,7 +25,7 @@ def read_coco(file: Path) -> ImageSet:
         for image in content["images"]
     }
     found = ImageSet(list(names.values()), list(images.values()))
-    for annotation in content.get("annotations") or []:
+    for annotation in content["annotations"]:
         image, box = images[annotation["image_id"]], annotation["bbox"]
         shape = read_segmentation(annotation.get("segmentation"), image.size)
         if box[2] <= 0 or box[3] <= 0 or shape == []:

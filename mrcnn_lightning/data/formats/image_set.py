@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
+import yaml
 from PIL import ExifTags, Image
 
 from mrcnn_lightning.data.segmentations import Shape, encode_polygons
@@ -20,6 +21,8 @@ from mrcnn_lightning.user_error import UserError
 Mask = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]
 
+# In pixels: the memory that pycocotools takes for a polygon grows with it.
+_FARTHEST = 1e5
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -85,13 +88,13 @@ def polygon_object(class_name: str, polygons: list[Points], *, is_crowd: bool) -
     """An object of polygons (P, 2), boxed by their points.
 
     Raises:
-        UserError: one has fewer than three points, or not finite ones; without its place.
+        UserError: one has fewer than three points, or one far out; without its place.
     """
     for points in polygons:
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
             raise UserError("is a polygon of fewer than three points (x, y): draw it anew")
-        if not np.isfinite(points).all():
-            raise UserError("has a point that is no finite number: draw it anew")
+        if not (np.abs(points) <= _FARTHEST).all():
+            raise UserError("has a point far out of its image, or none at all: draw it anew")
     every = np.concatenate(polygons)
     (x1, y1), (x2, y2) = every.min(axis=0).tolist(), every.max(axis=0).tolist()
     shape: Shape = [points.ravel().tolist() for points in polygons]
@@ -156,6 +159,38 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no text in UTF-8: save it as such") from error
+
+
+def read_yaml(file: Path) -> dict[Any, Any]:
+    """The keys and values of a yaml file.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        content = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{file} is no yaml file: {said}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} has no lines `key: value`")
+    return content
+
+
+def read_values(file: Path | BinaryIO, name: str) -> npt.NDArray[np.integer[Any]]:
+    """The values (H, W) of a grey or palette image, as they are stored.
+
+    Raises:
+        UserError: it is missing, none that can be read, or has colours.
+    """
+    try:
+        with Image.open(file) as opened:
+            values = np.asarray(opened)
+    except Exception as error:  # what Pillow raises for damaged files has no common ancestor
+        raise UserError(f"{name} is missing or no image that can be read: mend it") from error
+    if values.ndim != 2:
+        raise UserError(f"{name} has colours, a mask has one number a pixel: save it as grey")
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def image_files(folder: Path) -> list[str]:

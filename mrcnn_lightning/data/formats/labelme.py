@@ -4,7 +4,6 @@ P points of a polygon; h and w of a mask's crop.
 """
 
 import base64
-import binascii
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from mrcnn_lightning.data.formats.image_set import (
     mask_object,
     polygon_object,
     read_text,
+    read_values,
     stems,
 )
 from mrcnn_lightning.user_error import UserError
@@ -164,15 +164,11 @@ def _object(shape: dict[str, Any], image: LabeledImage) -> LabeledObject | None:
 
 def _pasted(text: str, corner: tuple[float, float], image: LabeledImage) -> Mask:
     """The mask (H, W) of which a png file in base64 is the crop (h, w)."""
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as file:
-            crop = np.asarray(file) != 0
-    except (binascii.Error, OSError) as error:
-        raise UserError("has a mask that is no png file in base64: draw it anew") from error
+    crop = read_values(io.BytesIO(base64.b64decode(text)), "has a mask that") != 0
     x, y = round(corner[0]), round(corner[1])
     canvas = np.zeros(image.size, dtype=np.uint8)
     inside = canvas[y : y + crop.shape[0], x : x + crop.shape[1]] if min(x, y) >= 0 else crop[:0]
-    if crop.ndim != 2 or inside.shape != crop.shape:
+    if inside.shape != crop.shape:
         raise UserError("has a mask that reaches out of its image: draw it anew")
     inside[:] = crop
     return canvas

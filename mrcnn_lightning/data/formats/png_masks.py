@@ -18,6 +18,7 @@ from mrcnn_lightning.data.formats.image_set import (
     Mask,
     image_files,
     mask_object,
+    read_values,
     stems,
 )
 from mrcnn_lightning.user_error import UserError
@@ -55,7 +56,7 @@ def read_png_masks(
             found.notes["images without masks have no objects"] += 1
         image: LabeledImage | None = None
         for file in with_masks:
-            values = _pixels(file)
+            values = read_values(file, str(file))
             height, width = values.shape
             image = image or LabeledImage(name, width, height)
             if values.shape != image.size:
@@ -122,7 +123,7 @@ def _read_listed(folder: Path) -> ImageSet:
     except ValueError as error:
         raise UserError(f"{file} is not a JSON file: {error}") from error
     try:
-        found = ImageSet(list(content["classes"]), [])
+        found = ImageSet([str(name) for name in content["classes"]], [])
         for entry in content["images"]:
             image = LabeledImage(entry["file_name"], int(entry["width"]), int(entry["height"]))
             opened: dict[str, _PIXELS] = {}
@@ -135,7 +136,9 @@ def _read_listed(folder: Path) -> ImageSet:
                     raise UserError(f"{place} is a {labeled.class_name}, which `classes` lacks")
                 image.objects.append(labeled)
             found.images.append(image)
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is not as docs/data.md says: {type(error).__name__} {error}"
         ) from error
@@ -147,13 +150,13 @@ def _listed_object(
 ) -> LabeledObject | None:
     name = listed["mask"]
     if name not in opened:
-        opened[name] = _pixels(folder / name)
+        opened[name] = read_values(folder / name, str(folder / name))
     if opened[name].shape != image.size:
         raise UserError(
             f"{folder / name} is not of {image.width} x {image.height} pixels as {_LIST} says"
         )
-    is_crowd = bool(listed.get("iscrowd", 0))
-    return mask_object(listed["class"], opened[name] == listed["value"], is_crowd=is_crowd)
+    value, is_crowd = int(listed["value"]), bool(listed.get("iscrowd", 0))
+    return mask_object(str(listed["class"]), opened[name] == value, is_crowd=is_crowd)
 
 
 def _masks_of(folder: Path, stem: str) -> list[Path]:
@@ -161,18 +164,6 @@ def _masks_of(folder: Path, stem: str) -> list[Path]:
         if (folder / name).exists():
             return [folder / name]
     return sorted((folder / stem).glob("*.png"))
-
-
-def _pixels(file: Path) -> _PIXELS:
-    """The values (H, W) of a grey or palette png."""
-    try:
-        with Image.open(file) as opened:
-            values = np.asarray(opened)
-    except OSError as error:
-        raise UserError(f"{file} is missing or no image that can be read") from error
-    if values.ndim != 2:
-        raise UserError(f"{file} has colours, a mask has one number a pixel: save it as grey")
-    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def _free_layer(layers: list[_PIXELS], mask: Mask) -> int:

@@ -18,6 +18,7 @@ from mrcnn_lightning.data.formats.image_set import (
     class_names_of,
     mask_object,
     read_text,
+    read_values,
     stems,
 )
 from mrcnn_lightning.user_error import UserError
@@ -134,12 +135,8 @@ def _image(file: Path, stem: Path) -> LabeledImage:
 
 
 def _add_masks(image: LabeledImage, png: Path, found: ImageSet) -> None:
-    try:
-        with Image.open(png) as file:
-            values = np.asarray(file)
-    except OSError as error:
-        raise UserError(f"{png} is no image that can be read: remove or mend it") from error
-    if values.ndim != 2 or values.shape != image.size:
+    values = read_values(png, str(png))
+    if values.shape != image.size:
         raise UserError(
             f"{png} is no palette png of {image.width} x {image.height} pixels, as its XML says"
         )

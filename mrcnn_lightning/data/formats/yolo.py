@@ -19,6 +19,7 @@ from mrcnn_lightning.data.formats.image_set import (
     image_size,
     polygon_object,
     read_text,
+    read_yaml,
     stems,
 )
 from mrcnn_lightning.data.formats.outlines import single_polygon
@@ -101,13 +102,10 @@ def write_yolo(image_set: ImageSet, out: Path, *, part: str = "train") -> Path:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(file))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {file}, which names YOLO's classes and images") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no yaml file: {error}") from error
-    if not isinstance(content, dict) or "names" not in content:
+    if not file.exists():
+        raise UserError(f"there is no {file}, which names YOLO's classes and images")
+    content = read_yaml(file)
+    if "names" not in content:
         raise UserError(f"{file} has no `names`, the classes of YOLO's format")
     return content
 
