@@ -6,12 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mrcnn_lightning.data.annotations import Annotations
+from mrcnn_lightning.data.checking.boxes import AnchorLevel
+from mrcnn_lightning.data.checking.check import check
+from mrcnn_lightning.data.checking.repair import repair
+from mrcnn_lightning.data.checking.whole_set import TrainingSize
 from mrcnn_lightning.data.object_masks import masks_of
 from mrcnn_lightning.data.report import contents, oddities
+from mrcnn_lightning.user_error import UserError
 from tests.data.test_annotations import content
 
 fixed = settings(derandomize=True, deadline=None, max_examples=300)
@@ -22,6 +29,11 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.sampled_from(NUMBERS + ODD_NUMBERS) | st.sampled_from(TEXTS),
     lambda value: st.lists(value, max_size=7) | st.dictionaries(st.sampled_from("ab"), value),
     max_leaves=8,
+)
+SIZE = TrainingSize(
+    "10/10",
+    lambda size: (min(size[0], 100), min(size[1], 100)),
+    [AnchorLevel(np.array([[-4.0, -4.0, 4.0, 4.0]]), (4, 4), 0.0)],
 )
 
 
@@ -100,3 +112,36 @@ def test_other_values(data: bytes) -> None:
 @given(other_bytes())
 def test_other_bytes(data: bytes) -> None:
     read_all(data)
+
+
+def check_and_repair(data: bytes) -> None:
+    """Whatever is in a file, its faults are sentences, and what is repaired can be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder, "file.json"), Path(folder, "new.json")
+        file.write_bytes(data)
+        for name in ("a/x.png", "ü.jpg", "z.jpg"):
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            Image.new("L", (10, 20 if name == "ü.jpg" else 8)).save(Path(folder, name))
+        checked = check(file, folder, size=SIZE)
+        for fault in checked.found():
+            fault.sentence().encode()
+            assert "\n" not in fault.sentence()
+        try:
+            repaired = repair(file, folder, out, checked=checked, size=SIZE)
+        except UserError as error:
+            assert "file.json cannot be repaired" in str(error)
+            return
+        if not any(fault.severity == "error" for fault in repaired.checked.found()):
+            Annotations.load(out, cache_dir=folder)
+
+
+@settings(fixed, max_examples=60)
+@given(other_values())
+def test_check_of_other_values(data: bytes) -> None:
+    check_and_repair(data)
+
+
+@settings(fixed, max_examples=40)
+@given(other_bytes())
+def test_check_of_other_bytes(data: bytes) -> None:
+    check_and_repair(data)

@@ -114,7 +114,7 @@ def _read(file: Path) -> _Tree:
         read = {key: msgspec.json.decode(tree[key]) for key in tree if key != "annotations"}
         return {**read, "annotations": annotations}
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        whole: _Tree = json.loads(file.read_bytes())
+        whole: _Tree = json.loads(file.read_bytes().decode(errors="replace"))
         return whole
 
 
@@ -124,7 +124,7 @@ def _decoded(annotation: Any) -> dict[str, Any]:
     try:
         decoded: dict[str, Any] = msgspec.json.decode(annotation)
     except (msgspec.MsgspecError, UnicodeDecodeError):  # a lone surrogate, say
-        decoded = json.loads(bytes(annotation))
+        decoded = json.loads(bytes(annotation).decode(errors="replace"))
     return decoded
 
 

@@ -1,9 +1,11 @@
 """Damage done to a real set is named, and mended so that a training takes the copy."""
 
 import copy
+import csv
 import json
 import shutil
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,47 @@ def test_copies_in_another_split(
     assert faults["copies-across"].count == 1
     assert faults["copies-across"].places[0].endswith(" is renamed.jpg")
     assert faults["other-classes"].count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "change"), CASES)
+def test_a_repaired_set_trains(
+    kind: str,
+    change: Damage,
+    damaged: Callable[[Damage], Any],
+    run_main: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+) -> None:
+    """Twenty steps of a small model with finite losses, or one sentence why not."""
+    file, folder = damaged(change)
+    repaired = repair(file, folder, tmp_path / "new.json", checked=check(file, folder))
+    left = {fault.name for fault in repaired.checked.found()}
+    status, output = run_main(
+        "data=custom",
+        f"data.train_images={folder}",
+        f"data.train_json={tmp_path}/new.json",
+        f"data.val_images={folder}",
+        f"data.val_json={tmp_path}/new.json",
+        f"data.cache_dir={tmp_path}/cache",
+        "data.num_workers=0",
+        "data.batch_size=2",
+        "data.resize.min_size=64",
+        "data.resize.max_size=96",
+        "data.train_transforms.0.min_size=[64]",
+        "model=faster_rcnn" if "no-masks" in left else "model=mask_rcnn_slim",
+        "backbone=resnet18_slim",
+        "backbone.weights=null",
+        "backbone.width=8",
+        "optimizer.lr=0.001",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=20",
+        "trainer.limit_val_batches=0",
+        "trainer.num_sanity_val_steps=0",
+        "trainer.log_every_n_steps=1",
+        "callbacks=none",
+        f"run_dir={tmp_path}/run",
+    )
+    assert status == 0, output[-2000:]
+    with (tmp_path / "run/csv/metrics.csv").open() as metrics:
+        losses = [row["train/loss"] for row in csv.DictReader(metrics) if row.get("train/loss")]
+    assert len(losses) == 20 and all(map(isfinite, map(float, losses)))
