@@ -74,6 +74,7 @@ def choose(checked: Checked, num_of_each: int) -> list[tuple[int, str]]:
     objects, corners = checked.objects, checked.corners
     assert corners is not None
     usable = [row for row, file in enumerate(checked.files) if file and not file.problem]
+    is_usable = set(usable)
     numbers = np.bincount(objects.images[objects.images >= 0], minlength=len(checked.files))
     sides = np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1))
     smallest = np.full(len(checked.files), np.inf)
@@ -81,14 +82,18 @@ def choose(checked: Checked, num_of_each: int) -> list[tuple[int, str]]:
     np.minimum.at(smallest, objects.images[known], sides[known])
     spread = np.linspace(0, len(usable) - 1, num_of_each).round().astype(int).tolist()
     orders = {
-        "with a fault": [row for row in _faulty_images(checked) if row in set(usable)],
+        "with a fault": [row for row in _faulty_images(checked) if row in is_usable],
         "with the smallest objects": sorted(usable, key=lambda row: float(smallest[row])),
         "with the most objects": sorted(usable, key=lambda row: -int(numbers[row])),
         "one of the others": [*(usable[index] for index in spread if usable), *usable],
     }
     chosen: dict[int, str] = {}
     for reason, order in orders.items():
-        left = [row for row in order if row not in chosen and (numbers[row] or "other" in reason)]
+        left = [
+            row
+            for row in dict.fromkeys(order)
+            if row not in chosen and (numbers[row] or "other" in reason)
+        ]
         chosen |= dict.fromkeys(left[:num_of_each], reason)
     return list(chosen.items())
 

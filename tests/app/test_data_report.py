@@ -1,0 +1,40 @@
+"""`mrcnn data report` as it is called."""
+
+import base64
+import re
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+from typer.testing import CliRunner
+
+from mrcnn_lightning.app.cli import app
+
+IMAGES = re.compile(r'<img src="data:image/([a-z+]+);base64,([^"]+)" alt="([^"]*)">')
+
+
+def test_a_page_needs_nothing_beside_it(shapes_root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a<b>.json"
+    text = (shapes_root / "annotations/instances_val.json").read_text()
+    file.write_text(text.replace('"disc"', '"<script>$x$"'))
+    page = tmp_path / "deep" / "page.html"
+    images = str(shapes_root / "val")
+    result = CliRunner().invoke(app, ["data", "report", str(file), images, "--out", str(page)])
+    assert result.exit_code == 0, result.output
+    html = page.read_text()
+    assert "http" not in html and "<script" not in html and "a&lt;b&gt;.json" in html
+    pictures = IMAGES.findall(html)
+    assert Counter(kind for kind, _, _ in pictures) == {"svg+xml": 4, "jpeg": 9}
+    figures = [base64.b64decode(data) for kind, data, _ in pictures if kind == "svg+xml"]
+    words = ["".join(ElementTree.fromstring(figure).itertext()) for figure in figures]
+    assert "<script>$x$" in words[0] and "3 classes" in words[0]
+    assert "sizes of objects at 800/1333" in words[1]
+    assert "10 images" in html
+
+
+def test_a_page_of_what_is_none_of_cocos(tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text("{}")
+    arguments = [str(tmp_path / "set.json"), str(tmp_path), "--out", str(tmp_path / "page.html")]
+    result = CliRunner().invoke(app, ["data", "report", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "no COCO-format file" in (tmp_path / "page.html").read_text()
