@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mrcnn_lightning.data.formats.image_set import (
+    IMAGE_ENDINGS,
     ImageSet,
     LabeledImage,
     Mask,
@@ -111,7 +112,9 @@ def _image(file: Path, stem: Path) -> LabeledImage:
         )
     except ValueError as error:
         raise UserError(f"{file} has no size with a whole width and height") from error
-    name = Path(root.findtext("filename") or f"{stem.name}.jpg").name
+    name = Path(root.findtext("filename") or "").name
+    if Path(name).suffix.lower() not in IMAGE_ENDINGS:  # some programs leave it out
+        name = f"{stem.name}.jpg"
     image = LabeledImage((stem.parent / name).as_posix(), width, height)
     for number, element in enumerate(root.iter("object"), start=1):
         place = f"{file}: object {number}"

@@ -3,6 +3,7 @@
 P points of a polygon.
 """
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def _folder_of(content: dict[str, Any], file: Path, part: str | None) -> Path:
         file.parent / inner,
     ):
         if candidate.is_dir():
-            return candidate.resolve()
+            return Path(os.path.normpath(candidate.absolute()))  # links stay: labels lie beside
     raise UserError(
         f"{file}: {part} names {folder}, which is no folder: correct `path` or `{part}`"
     )

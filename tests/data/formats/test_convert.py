@@ -162,6 +162,9 @@ def test_parts_of_yolo_share_one_data_yaml(coco: Path, tmp_path: Path) -> None:
     (out / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2\n")
     (tmp_path / "moved").mkdir()
     out.rename(tmp_path / "moved" / "yolo")
+    there = tmp_path / "moved/yolo/images/val"
+    there.rename(tmp_path / "elsewhere")
+    there.symlink_to(tmp_path / "elsewhere")
     done = convert(Source(tmp_path / "moved/yolo", "yolo", part="val"), tmp_path / "b.json", "coco")
     assert sum(len(image.objects) for image in done.image_set.images) == 4
     with pytest.raises(UserError, match="other classes"):
