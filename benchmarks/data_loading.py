@@ -53,6 +53,7 @@ def our_dataset(images: Path, file: Path, cache: str) -> COCODataset:
         skip_empty=False,
         max_objects=None,
         boxes_from="file",
+        copy_paste=0.0,
         skip_damaged=False,
         seed=0,
     )

@@ -1,4 +1,4 @@
-"""Random sizes and large-scale jitter, to the pixel as Detectron2 has them.
+"""Random sizes, quarter turns, crops, and large-scale jitter to the pixel as Detectron2 has it.
 
 All take an image (C, H, W), or an image and its points.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 
+from mrcnn_lightning.data.points import Points
 from mrcnn_lightning.data.sizing import Resize
 from mrcnn_lightning.user_error import UserError
 
@@ -90,3 +91,48 @@ class RandomSquare:
         cut = [tv_functional.crop(part, top, left, height, width) for part in parts]
         room = [0, 0, self.side - width, self.side - height]
         return _one_or_all([tv_functional.pad(part, room, fill=self.fill) for part in cut])
+
+
+class RandomRotation90:
+    """Turns by 0, 1, 2 or 3 quarter turns, as likely; height and width may change places."""
+
+    def __call__(self, *parts: Tensor) -> Any:
+        """The parts, turned."""
+        angle = 90.0 * int(torch.randint(4, ()))
+        return _one_or_all([tv_functional.rotate(part, angle, expand=True) for part in parts])
+
+
+class RandomCropAroundObject:
+    """Cuts a part of random size in which the middle of an object lies, drawn at random.
+
+    As Detectron2's crop with an instance; an image without objects is cut anywhere.
+
+    Args:
+        size_range: the least and the greatest part of the height and of the width, each drawn by
+            itself.
+
+    Raises:
+        UserError: they are no parts.
+    """
+
+    def __init__(self, *, size_range: Sequence[float]) -> None:
+        if len(size_range) != 2 or not 0 < size_range[0] <= size_range[1] <= 1:
+            raise UserError(
+                f"data.train_transforms: size_range={list(size_range)} of RandomCropAroundObject "
+                "is not two parts of an image, the lesser first: 0 < a <= b <= 1"
+            )
+        self.size_range = size_range
+
+    def __call__(self, image: Tensor, points: Points) -> tuple[Tensor, Tensor]:
+        """The part of the image, and its points."""
+        low, high = self.size_range
+        whole = torch.tensor(image.shape[1:])
+        size = (whole * (low + (high - low) * torch.rand(2))).round().long().clamp(min=1)
+        first, last = torch.zeros(2, dtype=torch.int64), whole - size
+        if points.num_boxes:
+            x1, y1, x2, y2 = points.boxes()[int(torch.randint(points.num_boxes, ()))]
+            middle = torch.stack([y1 + y2, x1 + x2]).div(2).long().clamp(min=first, max=whole - 1)
+            first, last = (middle + 1 - size).clamp(min=first), last.minimum(middle)
+        start = first + (torch.rand(2) * (last - first + 1)).long()
+        window = [*start.tolist(), *size.tolist()]
+        return tv_functional.crop(image, *window), tv_functional.crop(points, *window)

@@ -56,7 +56,8 @@ class COCODataModule(lightning.LightningDataModule):
         mini_mask_size: cells a side of the masks that are learnt from.
         skip_empty: whether training leaves out images without an object that is no crowd.
         max_objects: at most so many objects of an image in training, drawn at random; or None.
-        boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `transform_objects`.
+        boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `image_targets`.
+        copy_paste: the part of training images on which objects of another one are pasted.
         damaged_images: `stop` at an image that cannot be read, or `skip` it: another one stands
             in for it.
         num_workers: processes a device that load images.
@@ -90,6 +91,7 @@ class COCODataModule(lightning.LightningDataModule):
         skip_empty: bool,
         max_objects: int | None,
         boxes_from: BoxSource,
+        copy_paste: float,
         damaged_images: Literal["stop", "skip"],
         num_workers: int,
         cache_dir: str,
@@ -105,6 +107,8 @@ class COCODataModule(lightning.LightningDataModule):
         for key, value in sizes.items():
             if value < 1:
                 raise UserError(f"data.{key}={value} is less than 1")
+        if not 0 <= copy_paste <= 1:
+            raise UserError(f"data.copy_paste={copy_paste} is not between 0 and 1")
         if not isinstance(seed, int):
             raise UserError(f"seed={seed} is no whole number")
         for key, choice, choices in (
@@ -136,6 +140,7 @@ class COCODataModule(lightning.LightningDataModule):
         self.skip_empty = skip_empty
         self.max_objects = max_objects
         self.boxes_from = boxes_from
+        self.copy_paste = copy_paste
         self.damaged_images = damaged_images
         self.num_workers = num_workers
         self.cache_dir = cache_dir
@@ -242,6 +247,11 @@ class COCODataModule(lightning.LightningDataModule):
                 f"data.boxes_from={self.boxes_from} wants masks, but the model has no mask head: "
                 "set data.boxes_from=file"
             )
+        if self.copy_paste and not self.with_masks:
+            raise UserError(
+                f"data.copy_paste={self.copy_paste} wants masks, but the model has no mask head: "
+                "set data.copy_paste=0"
+            )
         dataset = self._dataset("train", self.train_transform)
         self._require_enough(len(dataset))
         sampler = TrainBatchSampler(
@@ -310,6 +320,7 @@ class COCODataModule(lightning.LightningDataModule):
             skip_empty=in_training and self.skip_empty,
             max_objects=self.max_objects if in_training else None,
             boxes_from=self.boxes_from if in_training else "file",
+            copy_paste=self.copy_paste if in_training else 0.0,
             skip_damaged=self.damaged_images == "skip",
             seed=self.seed,
         )

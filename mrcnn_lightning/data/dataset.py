@@ -14,8 +14,16 @@ from torch.utils.data import Dataset
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.bands import RGB, ImageFormat
+from mrcnn_lightning.data.copy_paste import paste_objects
 from mrcnn_lightning.data.sizing import Canvas
-from mrcnn_lightning.data.transforms import BoxSource, ImageTargets, Sample, transform_objects
+from mrcnn_lightning.data.transforms import (
+    BoxSource,
+    ImageTargets,
+    MovedImage,
+    Sample,
+    image_targets,
+    move_objects,
+)
 from mrcnn_lightning.ops.sampling import image_seed
 from mrcnn_lightning.structures import Batch, Targets
 from mrcnn_lightning.user_error import UserError
@@ -33,7 +41,9 @@ class COCODataset(Dataset[Sample]):
         mini_mask_size: M, or None for no masks.
         skip_empty: whether images without an object that is no crowd are left out.
         max_objects: at most so many of an image's objects, drawn at random, or None for all.
-        boxes_from: see `transform_objects`.
+        boxes_from: see `image_targets`.
+        copy_paste: the part of images on which objects of another one are pasted, see
+            `paste_objects`; it wants masks.
         skip_damaged: whether an image that cannot be read gives way to another one that can.
         seed: of the run.
         image_format: of all images.
@@ -56,6 +66,7 @@ class COCODataset(Dataset[Sample]):
         skip_empty: bool,
         max_objects: int | None,
         boxes_from: BoxSource,
+        copy_paste: float,
         skip_damaged: bool,
         seed: int,
         image_format: ImageFormat = RGB,
@@ -69,6 +80,7 @@ class COCODataset(Dataset[Sample]):
         self.mini_mask_size = None if annotations.without_mask else mini_mask_size
         self.max_objects = max_objects
         self.boxes_from = boxes_from
+        self.copy_paste = copy_paste
         self.skip_damaged = skip_damaged
         self.is_damaged = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
         self.seed = seed
@@ -99,13 +111,14 @@ class COCODataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(own_seed)  # and no other device's
             try:
-                image, targets = transform_objects(
-                    image,
-                    self.annotations.objects(index),
-                    self.transform,
-                    mini_mask_size=self.mini_mask_size,
-                    boxes_from=self.boxes_from,
+                moved = self._moved(index, image)
+                if self.copy_paste and float(torch.rand(())) < self.copy_paste:
+                    moved = paste_objects(moved, self._another())
+                targets = image_targets(
+                    moved, mini_mask_size=self.mini_mask_size, boxes_from=self.boxes_from
                 )
+            except UserError:
+                raise
             except (RuntimeError, TypeError, ValueError) as error:  # such as a side of 0 pixels
                 first = str(error).splitlines()[0]
                 raise UserError(
@@ -114,7 +127,15 @@ class COCODataset(Dataset[Sample]):
                 ) from error
             if self.max_objects is not None:
                 targets = _thinned(targets, self.max_objects)
-        return Sample(image, image_id, own_seed, (height, width), targets)
+        return Sample(moved.image, image_id, own_seed, (height, width), targets)
+
+    def _moved(self, index: int, image: Tensor) -> MovedImage:
+        objects, with_masks = self.annotations.objects(index), self.mini_mask_size is not None
+        return move_objects(image, objects, self.transform, with_masks=with_masks)
+
+    def _another(self) -> MovedImage:
+        """An image drawn at random, after a transform of its own."""
+        return self._moved(*self._read(int(torch.randint(len(self), ()))))
 
     def path(self, index: int) -> Path:
         """The file of an image of the set."""

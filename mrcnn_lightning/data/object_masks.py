@@ -24,15 +24,17 @@ _FARTHEST = 1e37
 
 @dataclass
 class ObjectMask:
-    """Polygons, or pixels and where two of their corners are."""
+    """Polygons, or pixels and where three of their corners are."""
 
-    points: list[Tensor]  # polygons (P, 2), or the corners (2, 2) of `pixels`
+    # Polygons (P, 2), or of `pixels` (3, 2): the first corner, the first row's end, the column's.
+    points: list[Tensor]
     pixels: Tensor | None  # (h, w) uint8
 
     @property
     def extent(self) -> Tensor:
-        """The box (4,) that pixels fill."""
-        (corners,) = self.points
+        """The box (4,) around pixels."""
+        first, right, below = self.points[0]
+        corners = torch.stack([first, right, below, right + below - first])
         return torch.cat([corners.amin(0), corners.amax(0)])
 
 
@@ -51,10 +53,16 @@ def _crop_of_rle(rle: bytes, size: tuple[int, int]) -> ObjectMask:
         (int(side) for side in pycocotools.mask.toBbox(whole)) if rle else (0,) * 4
     )
     if width == 0 or height == 0:
-        return ObjectMask([torch.tensor([[0.0, 0], [1, 1]])], torch.zeros(1, 1, dtype=torch.uint8))
+        return pixels_at(torch.zeros(1, 1, dtype=torch.uint8), left=0, top=0)
     pixels = pycocotools.mask.decode(whole)[y : y + height, x : x + width]
-    corners = torch.tensor([[x, y], [x + width, y + height]], dtype=torch.float32)
-    return ObjectMask([corners], torch.from_numpy(np.ascontiguousarray(pixels)))
+    return pixels_at(torch.from_numpy(np.ascontiguousarray(pixels)), left=x, top=y)
+
+
+def pixels_at(pixels: Tensor, *, left: int, top: int) -> ObjectMask:
+    """A mask whose pixels (h, w) are the image's, from a column and a row on."""
+    height, width = pixels.shape
+    corners = [[left, top], [left + width, top], [left, top + height]]
+    return ObjectMask([torch.tensor(corners, dtype=torch.float32)], pixels)
 
 
 def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
@@ -173,27 +181,30 @@ def _box_of_ones(mask: ObjectMask, size: tuple[int, int]) -> Tensor:
     return torch.cat([low, high + 1]) + frame[:2].repeat(2)
 
 
+def pixels_of(mask: ObjectMask, frame: tuple[int, int, int, int]) -> Tensor:
+    """What a mask covers of a frame of whole pixels x1, y1, x2, y2, as (h, w) uint8."""
+    x1, y1, x2, y2 = frame
+    if mask.pixels is not None:
+        return _resampled(mask, torch.tensor(frame), (y2 - y1, x2 - x1))
+    origin = torch.tensor([x1, y1], dtype=torch.float32)
+    rle = _encoded([points - origin for points in mask.points], (y2 - y1, x2 - x1))
+    return torch.from_numpy(pycocotools.mask.decode(rle))
+
+
 def _resampled(mask: ObjectMask, frame: Tensor, size: tuple[int, int]) -> Tensor:
     """The pixels nearest to the cells of a frame (4,), `size` of them; zero beyond the pixels."""
     assert mask.pixels is not None
     height, width = mask.pixels.shape
-    (corners,) = mask.points
-    turned = corners[0] > corners[1]  # x, y
-    pixels = mask.pixels.flip(
-        [axis for axis, is_turned in ((1, turned[0]), (0, turned[1])) if is_turned]
-    )
-    row = _nearest(height, mask.extent[1::2], cells=size[0], frame=frame[1::2])
-    column = _nearest(width, mask.extent[::2], cells=size[1], frame=frame[::2])
-    inside = ((row >= 0) & (row < height))[:, None] & (column >= 0) & (column < width)
-    return pixels[row.clamp(0, height - 1)[:, None], column.clamp(0, width - 1)] * inside
-
-
-def _nearest(pixels: int, extent: Tensor, *, cells: int, frame: Tensor) -> Tensor:
-    """Along one axis, which of the pixels that fill `extent` each cell of `frame` has, (cells,).
-
-    The number is none of theirs where a cell lies outside.
-    """
-    (low, high), (start, end) = extent.double(), frame.double()
-    first, covered = ((start - low) * pixels / (high - low), (end - start) * pixels / (high - low))
-    nearest: Tensor = first + (torch.arange(cells) + 0.5) * covered / cells
-    return nearest.floor().long()
+    first, right, below = mask.points[0].double()
+    (right_x, right_y), (below_x, below_y) = (right - first).tolist(), (below - first).tolist()
+    area = right_x * below_y - right_y * below_x
+    if area == 0:
+        return torch.zeros(size, dtype=torch.uint8)
+    x1, y1, x2, y2 = frame.double()
+    x = x1 + (torch.arange(size[1]) + 0.5) * (x2 - x1) / size[1] - first[0]
+    y = (y1 + (torch.arange(size[0]) + 0.5) * (y2 - y1) / size[0] - first[1])[:, None]
+    column = ((x * below_y - y * below_x) * width / area).floor().long()  # (cells down, right)
+    row = ((y * right_x - x * right_y) * height / area).floor().long()
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    cells: Tensor = mask.pixels[row.clamp(0, height - 1), column.clamp(0, width - 1)] * inside
+    return cells

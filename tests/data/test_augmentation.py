@@ -10,14 +10,11 @@ from torch import Tensor
 
 from mrcnn_lightning.data.annotations import Objects
 from mrcnn_lightning.data.augmentation import RandomScale, RandomShorterSide, RandomSquare
+from mrcnn_lightning.data.points import Points
 from mrcnn_lightning.data.sizing import shorter_side_rounded
-from mrcnn_lightning.data.transforms import (
-    ImageTargets,
-    Points,
-    compose_transforms,
-    transform_objects,
-)
+from mrcnn_lightning.data.transforms import ImageTargets, compose_transforms
 from tests.conftest import compose
+from tests.data.moving import transform_objects
 
 
 def lines(height: int, width: int) -> Tensor:

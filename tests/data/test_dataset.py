@@ -25,6 +25,7 @@ def dataset(shapes_root: Path, tmp_path: Path) -> COCODataset:
         skip_empty=False,
         max_objects=None,
         boxes_from="file",
+        copy_paste=0.0,
         skip_damaged=False,
         seed=3,
     )

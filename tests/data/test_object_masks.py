@@ -11,8 +11,9 @@ from torchvision.transforms import v2
 
 from mrcnn_lightning.data.annotations import Annotations, Objects
 from mrcnn_lightning.data.object_masks import rasterize
-from mrcnn_lightning.data.transforms import compose_transforms, transform_objects
+from mrcnn_lightning.data.transforms import compose_transforms
 from tests.conftest import shared
+from tests.data.moving import transform_objects
 from tests.data.test_transforms import as_rle, blob, drawn
 
 

@@ -72,6 +72,7 @@ def test_the_next_one_stands_in(root: Path, tmp_path: Path) -> None:
             skip_empty=False,
             max_objects=None,
             boxes_from="file",
+            copy_paste=0.0,
             skip_damaged=True,
             seed=0,
         )
