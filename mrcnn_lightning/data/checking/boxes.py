@@ -64,17 +64,15 @@ def box_format(
     are_parts = (np.abs(boxes) <= _WHOLE).all(axis=1) & (boxes > 0).any(axis=1)
     is_relative = bool(are_parts.mean() > 0.95 and sizes.max() > 8)
     formats = [Format(layout, is_relative) for layout in ("xywh", "corners", "centred")]
-    read = [each.corners(boxes, sizes) for each in formats]
     if extents is not None and (masked := np.isfinite(extents[known]).all(axis=1)).mean() > 0.5:
-        overlaps = [_median(iou(each[masked], extents[known][masked])) for each in read]
+        read = (each.corners(boxes, sizes)[masked] for each in formats)
+        overlaps = [_median(iou(each, extents[known][masked])) for each in read]
         best = int(np.argmax(overlaps))
         return formats[best] if overlaps[0] < 0.5 and overlaps[best] > 0.7 else formats[0]
-    fits = [float(_fit(each, sizes).mean()) for each in read]
-    # The first corner comes first in corners, but in hardly any set are all boxes wider than
-    # they are far from the left, and higher than from the top.
-    if fits[0] < 1 - _SUSPICIOUS:
-        for each, fit in zip(formats[1:], fits[1:], strict=True):
-            if fit > _NEARLY_ALL:
+    # In hardly any other set do so many boxes leave their image, none of them if read otherwise.
+    if _fit(formats[0], boxes, sizes) < 1 - _SUSPICIOUS:
+        for each in formats[1:]:
+            if _fit(each, boxes, sizes) > _NEARLY_ALL:
                 return each
     return formats[0]
 
@@ -83,9 +81,11 @@ def _median(values: Floats) -> float:
     return float(np.median(values)) if len(values) else 0.0
 
 
-def _fit(corners: Floats, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _fit(format_: Format, boxes: Floats, sizes: npt.NDArray[np.int64]) -> float:
+    """The share of boxes that have an area and lie in their image."""
+    corners = format_.corners(boxes, sizes)
     has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    return has_area & ~leave_image(corners, sizes)
+    return float((has_area & ~leave_image(corners, sizes)).mean())
 
 
 def leave_image(corners: Floats, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
