@@ -147,6 +147,11 @@ class Annotations:
             ],
         )
 
+    def areas(self, index: int) -> list[float]:
+        """The areas of an image's objects, as the file says them."""
+        areas: list[float] = self._arrays["areas"][self._range("object_ends", index)].tolist()
+        return areas
+
     def ground_truth(self, image_ids: Sequence[int], *, of_masks: bool) -> dict[str, Any]:
         """Images and their objects in COCO's format, with the file's own numbers in float64.
 

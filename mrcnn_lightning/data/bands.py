@@ -133,7 +133,7 @@ def stored_image(path: str | Path) -> StoredImage:
     try:
         if path.suffix.lower() == ".npy":
             return _of_array(np.load(path, mmap_mode="r", allow_pickle=False))
-        return _of_pillow(path) or _of_rasterio(path)
+        return _of_pillow(path) or of_rasterio(path)
     except UserError:
         raise
     except Exception as error:  # what readers raise for damaged files has no common ancestor
@@ -184,7 +184,12 @@ def _is_whole(tags: Mapping[int, Any], num_bands: int) -> bool:
     return is_plain and tags.get(_SAMPLES_PER_PIXEL, 1) == num_bands in (1, 3)
 
 
-def _of_rasterio(path: Path) -> StoredImage:
+def of_rasterio(path: Path) -> StoredImage:
+    """What rasterio finds in a file, which it reads by window.
+
+    Raises:
+        UserError: it is not installed, or cannot read it.
+    """
     try:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning, RasterioIOError

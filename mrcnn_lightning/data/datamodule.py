@@ -21,6 +21,8 @@ from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import BoxSource, colour_transforms, compose_transforms
+from mrcnn_lightning.data.window_reader import WindowReader
+from mrcnn_lightning.data.windows import Cut, Windows
 from mrcnn_lightning.structures import Batch, map_tensors
 from mrcnn_lightning.user_error import UserError
 
@@ -48,6 +50,7 @@ class COCODataModule(lightning.LightningDataModule):
         prepare: called first, to make the files; or None.
         channels: of an image; three of uint8 are RGB.
         dtype: `uint8`, `uint16` or `float32`: of an image's numbers, see `ImageFormat`.
+        windows: cuts large images, for training and evaluation; None takes whole ones.
         batch_size: images an optimizer step, over all devices and accumulated batches.
         eval_batch_size: images a device in evaluation.
         resize: of images in evaluation and prediction.
@@ -82,6 +85,7 @@ class COCODataModule(lightning.LightningDataModule):
         prepare: Callable[[], None] | None,
         channels: int,
         dtype: DType,
+        windows: Windows | None,
         batch_size: int,
         eval_batch_size: int,
         resize: Resize,
@@ -131,6 +135,8 @@ class COCODataModule(lightning.LightningDataModule):
                 f"data.train_transforms has {colours[0]}, a transform of RGB's colours, and images "
                 f"have data.channels={channels} data.dtype={dtype}: leave it out"
             )
+        self.windows = windows
+        self._cuts: dict[str, Cut] = {}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.resize = resize
@@ -166,8 +172,13 @@ class COCODataModule(lightning.LightningDataModule):
 
         Raises:
             UserError: one is missing or wrong, has no annotations or no masks where they are
-                needed, or they do not have the same classes.
+                needed, they do not have the same classes, or windows are to be predicted.
         """
+        if stage == "predict" and self.windows is not None:
+            raise UserError(
+                "stage=predict finds objects in whole images: leave out data/windows, or evaluate "
+                "windows with stage=test"
+            )
         missing = [split for split in SPLITS_OF_STAGE[stage] if split not in self.annotations]
         if missing and self.prepare is not None:
             self.prepare()
@@ -182,6 +193,9 @@ class COCODataModule(lightning.LightningDataModule):
                 cache_dir=self.cache_dir,
                 image_format=self.image_format,
             )
+            if self.windows is not None:
+                self._cuts[split] = self.windows.cut(annotations, self.cache_dir)
+                annotations = self._cuts[split].annotations
             self.annotations[split] = annotations
             if stage != "predict":
                 self._require_truth(split)
@@ -311,10 +325,12 @@ class COCODataModule(lightning.LightningDataModule):
 
     def _dataset(self, split: str, transform: Callable[..., Any]) -> COCODataset:
         in_training = split == "train"
+        reader = partial(WindowReader, image_format=self.image_format, cache_dir=self.cache_dir)
         return COCODataset(
             self.annotations[split],
             folder=self.files[split][0],
             image_format=self.image_format,
+            windows=reader(self._cuts[split]) if split in self._cuts else None,
             transform=transform,
             mini_mask_size=self.mini_mask_size if self.with_masks else None,
             skip_empty=in_training and self.skip_empty,

@@ -24,6 +24,7 @@ from mrcnn_lightning.data.transforms import (
     image_targets,
     move_objects,
 )
+from mrcnn_lightning.data.window_reader import WindowReader
 from mrcnn_lightning.ops.sampling import image_seed
 from mrcnn_lightning.structures import Batch, Targets
 from mrcnn_lightning.user_error import UserError
@@ -47,6 +48,8 @@ class COCODataset(Dataset[Sample]):
         skip_damaged: whether an image that cannot be read gives way to another one that can.
         seed: of the run.
         image_format: of all images.
+        windows: reads the images that `annotations` has, which are windows of larger ones; None
+            where they are whole.
 
     Attributes:
         is_damaged: (images of the set,) bool, those that could not be read so far, in any of the
@@ -70,12 +73,14 @@ class COCODataset(Dataset[Sample]):
         skip_damaged: bool,
         seed: int,
         image_format: ImageFormat = RGB,
+        windows: WindowReader | None = None,
     ) -> None:
         if max_objects is not None and max_objects < 1:
             raise UserError(f"data.max_objects={max_objects} leaves none: null is for all of them")
         self.annotations = annotations
         self.folder = Path(folder)
         self.image_format = image_format
+        self.windows = windows
         self.transform = transform
         self.mini_mask_size = None if annotations.without_mask else mini_mask_size
         self.max_objects = max_objects
@@ -160,6 +165,8 @@ class COCODataset(Dataset[Sample]):
         for index in self._in_turn(number):
             height, width = self.annotations.image_sizes[index].tolist()
             try:
+                if self.windows is not None:
+                    return index, self.windows.read(self.path(index), index)
                 return index, self.image_format.read(self.path(index), size=(height, width))
             except UserError:
                 if not self.skip_damaged:
