@@ -94,6 +94,7 @@ CHOICES = [
         for number in range(max(map(len, OPTIONS.values())))
     ),
     *((f"data/canvas={name}",) for name in options("data/canvas")),
+    *((f"data/windows={name}",) for name in options("data/windows")),
     *((f"model={name}",) for name in options("model")),
     *((f"experiment={name}",) for name in options("experiment")),
 ]
