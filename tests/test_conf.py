@@ -23,6 +23,7 @@ from tests.conftest import compose
 HEAD = {"strides", "num_classes", "roi_stage"}
 MASKS = {"masks", "frames", "boxes", "size"}
 SIZE = {"size", "min_size", "max_size"}
+IMAGES = {"images", "labels", "num_images"}
 COMPLETED = {
     "FPN": {"in_channels", "strides"},
     "SingleLevel": {"in_channels", "strides"},
@@ -46,6 +47,7 @@ COMPLETED = {
     "shorter_side": SIZE,
     "shorter_side_rounded": SIZE,
     "enlarged": SIZE,
+    **dict.fromkeys(("uniform", "repeat_factor", "class_balanced"), IMAGES),
     "Detector": {"class_names"},
     "papers": {"detector"},
     "torchvision": {"detector"},
@@ -95,6 +97,7 @@ CHOICES = [
     ),
     *((f"data/canvas={name}",) for name in options("data/canvas")),
     *((f"data/windows={name}",) for name in options("data/windows")),
+    *((f"data/sampling={name}",) for name in options("data/sampling")),
     *((f"model={name}",) for name in options("model")),
     *((f"experiment={name}",) for name in options("experiment")),
 ]

@@ -19,6 +19,7 @@ from mrcnn_lightning.data.headers import check_images
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
+from mrcnn_lightning.data.sampling import Sampling, images_and_labels, part_of
 from mrcnn_lightning.data.sizing import Canvas, Resize
 from mrcnn_lightning.data.transforms import BoxSource, colour_transforms, compose_transforms
 from mrcnn_lightning.data.window_reader import WindowReader
@@ -61,6 +62,8 @@ class COCODataModule(lightning.LightningDataModule):
         max_objects: at most so many objects of an image in training, drawn at random; or None.
         boxes_from: `file`, `pixels` or `outlines`: boxes in training, see `image_targets`.
         copy_paste: the part of training images on which objects of another one are pasted.
+        limit: train on so many images, or on such a share of them, see `part_of`; or None.
+        sampling: says how often an epoch shows each training image.
         damaged_images: `stop` at an image that cannot be read, or `skip` it: another one stands
             in for it.
         num_workers: processes a device that load images.
@@ -94,6 +97,8 @@ class COCODataModule(lightning.LightningDataModule):
         mini_mask_size: int,
         skip_empty: bool,
         max_objects: int | None,
+        limit: int | float | None,
+        sampling: Sampling,
         boxes_from: BoxSource,
         copy_paste: float,
         damaged_images: Literal["stop", "skip"],
@@ -145,6 +150,8 @@ class COCODataModule(lightning.LightningDataModule):
         self.mini_mask_size = mini_mask_size
         self.skip_empty = skip_empty
         self.max_objects = max_objects
+        self.limit = limit
+        self.sampling = sampling
         self.boxes_from = boxes_from
         self.copy_paste = copy_paste
         self.damaged_images = damaged_images
@@ -267,9 +274,12 @@ class COCODataModule(lightning.LightningDataModule):
                 "set data.copy_paste=0"
             )
         dataset = self._dataset("train", self.train_transform)
+        if self.limit is not None:
+            dataset.kept = part_of(dataset.kept, self.limit, seed=self.seed)
         self._require_enough(len(dataset))
         sampler = TrainBatchSampler(
             dataset.image_sizes,
+            factors=self._factors(dataset.kept),
             batch_size=self.batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
@@ -282,6 +292,11 @@ class COCODataModule(lightning.LightningDataModule):
             steps = _whole_steps(trainer, len(sampler))
             sampler.repeated_steps = steps if trainer.overfit_batches else None
         return self._loader(dataset, sampler)
+
+    def _factors(self, kept: Tensor) -> Tensor:
+        """How often an epoch shows each of the training images, (N,)."""
+        images, labels = images_and_labels(self.annotations["train"], kept)
+        return self.sampling(images, labels, len(kept))
 
     def _require_enough(self, num: int) -> None:
         file, what = self.files["train"][1], "images"

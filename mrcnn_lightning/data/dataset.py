@@ -52,6 +52,7 @@ class COCODataset(Dataset[Sample]):
             where they are whole.
 
     Attributes:
+        kept: (len(self),) the images of the set that are served.
         is_damaged: (images of the set,) bool, those that could not be read so far, in any of the
             processes that load images.
 
@@ -90,15 +91,15 @@ class COCODataset(Dataset[Sample]):
         self.is_damaged = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
         self.seed = seed
         every = torch.arange(len(annotations))
-        self._kept = every[annotations.num_trainable() > 0] if skip_empty else every
+        self.kept: Tensor = every[annotations.num_trainable() > 0] if skip_empty else every
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     @property
     def image_sizes(self) -> Tensor:
         """Height and width of the files' images, (len(self), 2)."""
-        return self.annotations.image_sizes[self._kept]
+        return self.annotations.image_sizes[self.kept]
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
         """An image as it is in an epoch.
@@ -148,10 +149,10 @@ class COCODataset(Dataset[Sample]):
 
     def _in_turn(self, number: int) -> Iterator[int]:
         """Places in the set: of an image and of those that may stand in for it."""
-        yield int(self._kept[number])
-        others = self._kept.roll(-number)[1:]
+        yield int(self.kept[number])
+        others = self.kept.roll(-number)[1:]
         sizes = self.annotations.image_sizes
-        is_other_size = (sizes[others] != sizes[self._kept[number]]).any(dim=1)
+        is_other_size = (sizes[others] != sizes[self.kept[number]]).any(dim=1)
         yield from others[is_other_size.int().argsort(stable=True)].tolist()
 
     def _read(self, number: int) -> tuple[int, Tensor]:

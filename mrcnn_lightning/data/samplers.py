@@ -14,20 +14,26 @@ from mrcnn_lightning.ops.sampling import image_seed
 
 # Stands for no image where an epoch's own order is seeded.
 _ORDER = -1
+# What an epoch's number grows by for an image each time that it comes again.
+_AGAIN = 2**32
 
 
 class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of one rank: shuffled, wide images apart from high ones, going on where it stands.
 
     Training is one endless stream of epochs, each a new order of all images of which the last
-    N % B are left out. In that order images wait for others of their orientation until a batch of
-    one device is full (Detectron2): a step has wide and high batches, and its images are the same
-    on any number of ranks and accumulated batches only where all have one orientation. A batch
-    holds (epoch, index) of each image. An iteration starts after the images that training has seen,
-    so that a resumed run goes on exactly, and is one epoch long.
+    N % B are left out. An image of factor r comes floor(r) or ceil(r) times, r in the mean over
+    epochs, as Detectron2 rounds, but all epochs are equally long. In that order images wait for
+    others of their orientation until a batch of one device is full (Detectron2): a step has wide
+    and high batches, and its images are the same on any number of ranks and accumulated batches
+    only where all have one orientation. A batch holds (epoch, index) of each image; where one comes
+    again, its epoch is another number, by which it is augmented otherwise. An iteration starts
+    after the images that training has seen, so that a resumed run goes on exactly, and is one epoch
+    long.
 
     Args:
         image_sizes: (N, 2) height and width.
+        factors: (N,) float64, how often an epoch shows an image in the mean.
         batch_size: B, over all ranks and accumulated batches.
         rank: of this process.
         world_size: processes.
@@ -44,6 +50,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         self,
         image_sizes: Tensor,
         *,
+        factors: Tensor,
         batch_size: int,
         rank: int,
         world_size: int,
@@ -52,6 +59,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         images_seen: Callable[[], int],
     ) -> None:
         self.is_wide = image_sizes[:, 1] > image_sizes[:, 0]  # a square is not (Detectron2)
+        self.factors = factors
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -59,7 +67,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.images_seen = images_seen
         self.repeated_steps: int | None = None
-        self.num_steps = len(image_sizes) // batch_size
+        self.num_drawn = int(factors.sum() + 1e-6)  # a sum of thirds may be a little too small
+        self.num_steps = self.num_drawn // batch_size
 
     def __len__(self) -> int:
         return self.num_steps * self.accumulate
@@ -72,10 +81,12 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
             step %= self.repeated_steps
         epoch, first = divmod(step, self.num_steps)
         while True:
-            for images in self._steps(epoch)[first:]:
-                parts = images.view(self.accumulate, self.world_size, -1)
+            steps = self._steps(epoch)
+            keys = torch.stack([epoch + _AGAIN * _times_before(steps), steps], dim=2)
+            for images in keys[first:]:
+                parts = images.view(self.accumulate, self.world_size, -1, 2)
                 for part in parts[:, self.rank].tolist():
-                    yield [(epoch, index) for index in part]
+                    yield [(of_epoch, index) for of_epoch, index in part]
             epoch, first = epoch + 1, 0
 
     def _steps(self, epoch: int) -> Tensor:
@@ -85,6 +96,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         """
         generator = torch.Generator().manual_seed(image_seed(self.seed, epoch, _ORDER))
         order = torch.randperm(len(self.is_wide), generator=generator)
+        if (self.factors != 1).any():
+            order = self._drawn(order, generator)
         order = order[: self.num_steps * self.batch_size]
         is_wide, size = self.is_wide[order], self.batch_size // (self.world_size * self.accumulate)
         groups = [torch.nonzero(of_group)[:, 0] for of_group in (is_wide, ~is_wide)]  # places
@@ -94,6 +107,26 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         batches = full.view(-1, size)
         batches = batches[batches[:, -1].argsort()]  # as soon as the last image is there
         return order[torch.cat([batches.flatten(), rest])].view(-1, self.batch_size)
+
+    def _drawn(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of an epoch, each about as often as its factor says, shuffled.
+
+        Factors are laid end to end in a random order, and every whole number, moved by one random
+        offset, draws the image that it falls on.
+        """
+        offset = torch.rand((), generator=generator, dtype=torch.float64)
+        points = torch.arange(self.num_drawn) + offset
+        drawn = torch.searchsorted(self.factors[order].cumsum(0), points, right=True)
+        drawn = drawn.clamp(max=len(order) - 1)
+        return order[drawn[torch.randperm(len(drawn), generator=generator)]]
+
+
+def _times_before(steps: Tensor) -> Tensor:
+    """How often the image of each place came before, of the same shape."""
+    images, places = steps.flatten().sort(stable=True)
+    times = torch.empty_like(images)
+    times[places] = torch.arange(len(images)) - torch.searchsorted(images, images)
+    return times.view_as(steps)
 
 
 class EvalBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -13,6 +13,7 @@ SIZES = torch.tensor([[30, 40]] * 37 + [[40, 30]] * 14)
 def sampler(
     *,
     sizes: torch.Tensor = SIZES,
+    factors: torch.Tensor | None = None,
     batch_size: int = 4,
     rank: int = 0,
     world_size: int = 1,
@@ -21,6 +22,7 @@ def sampler(
 ) -> TrainBatchSampler:
     return TrainBatchSampler(
         sizes,
+        factors=torch.ones(len(sizes), dtype=torch.float64) if factors is None else factors,
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
@@ -68,6 +70,7 @@ def test_repeated_steps_go_on_where_training_stands() -> None:
 def test_no_image_is_left_out_for_ever(num_wide: int, num_high: int) -> None:
     stream = TrainBatchSampler(
         torch.tensor([[30, 40]] * num_wide + [[40, 30]] * num_high),
+        factors=torch.ones(num_wide + num_high, dtype=torch.float64),
         batch_size=4,
         rank=0,
         world_size=1,

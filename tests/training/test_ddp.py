@@ -138,6 +138,7 @@ def test_gradients_are_the_mean_of_the_halves(
     for rank in (0, 1):
         sampler = TrainBatchSampler(
             data.annotations["train"].image_sizes,
+            factors=torch.ones(len(data.annotations["train"]), dtype=torch.float64),
             batch_size=4,
             rank=rank,
             world_size=2,
