@@ -20,11 +20,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from mrcnn_lightning.data.coco_json import pack_coco_json
+from mrcnn_lightning.data.lvis import LISTS
 from mrcnn_lightning.data.segmentations import encode_polygons
 from mrcnn_lightning.user_error import UserError
 
 # Raised when packed files of before can no longer be read.
-_FORMAT = 2
+_FORMAT = 3
 # Images of which ground truth is made from one mapping of the file.
 _PER_MAPPING = 5000
 _NO_POINTS = np.zeros(6)
@@ -61,6 +62,8 @@ class Annotations:
         self.left_out: dict[str, int] = self._packed["left_out"]  # objects, by reason
         self.odd_areas: int = self._packed["odd_areas"]
         self.has_id_0: bool = self._packed["has_id_0"]
+        # LVIS's classes have one of r, c and f each, and its images say which were looked for.
+        self.frequencies: list[str] | None = self._packed.get("frequencies")
         self.image_ids: Tensor = self._packed["image_ids"]  # (N,)
         self.image_sizes: Tensor = self._packed["image_sizes"]  # (N, 2) height, width
         self.boxes: Tensor = self._packed["boxes"]  # (O, 4) float64 x, y, width, height
@@ -171,14 +174,26 @@ class Annotations:
                 number = numbers[image_id]
                 height, width = self.image_sizes[number].tolist()
                 images.append({"id": image_id, "height": height, "width": width})
+                images[-1] |= mapped._federation(number)
                 annotations += mapped._true_objects(number, image_id, of_masks=of_masks)
         for count, annotation in enumerate(annotations, start=1):
             annotation["id"] = count
-        categories = [
+        categories: list[dict[str, Any]] = [
             {"id": category, "name": name}
             for category, name in zip(self.category_ids, self.class_names, strict=True)
         ]
+        for entry, frequency in zip(categories, self.frequencies or [], strict=False):
+            entry["frequency"] = frequency
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _federation(self, index: int) -> dict[str, list[int]]:
+        """What LVIS says of an image's classes, in its own words."""
+        if self.frequencies is None:
+            return {}
+        return {
+            key: self._arrays[f"{name}_ids"][self._range(f"{name}_ends", index)].tolist()
+            for key, name in LISTS.items()
+        }
 
     def _mapped_anew(self) -> "Annotations":
         """The same, without the memory that what was read of a mapped file counts as."""

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
+from mrcnn_lightning.data.lvis import name_by_url, pack_federation
 from mrcnn_lightning.data.packed_objects import Annotation, PackedObjects, tensor_of
 from mrcnn_lightning.data.segmentations import is_number
 from mrcnn_lightning.user_error import UserError
@@ -32,6 +33,9 @@ class ImageEntry(msgspec.Struct, gc=False):
     file_name: Any = None
     height: Any = None
     width: Any = None
+    coco_url: Any = None  # LVIS v1 names its images by it
+    neg_category_ids: Any = None  # LVIS: classes that are not in the image
+    not_exhaustive_category_ids: Any = None  # LVIS: those with objects that are not annotated
 
 
 class CategoryEntry(msgspec.Struct, gc=False):
@@ -39,6 +43,7 @@ class CategoryEntry(msgspec.Struct, gc=False):
 
     id: Any = None
     name: Any = None
+    frequency: Any = None  # LVIS: r, c or f
 
 
 class _Place(msgspec.Struct, gc=False):
@@ -99,7 +104,8 @@ def pack_coco_json(file: str | Path) -> dict[str, Any]:
         file: `image_ids` (N,), `image_sizes` (N, 2) height and width, `names` bytes, `name_ends`
         (N,), `object_ends` (N,), `boxes` (O, 4) float64 x, y, width, height, `areas` (O,) float64,
         `labels` (O,), `crowd` (O,), `rles` bytes, `rle_ends` (O,), `polygon_ends` (O,),
-        `point_ends` (Q,), `points` (T, 2) float64.
+        `point_ends` (Q,), `points` (T, 2) float64. Of a file in LVIS's format also what
+        `pack_federation` gives.
 
     Raises:
         UserError: names the file, and what is wrong with it.
@@ -175,6 +181,7 @@ def _structured(entry: dict[str, Any], kind: type[_Entry]) -> _Entry:
 
 def _packed(content: Content, file: str | Path) -> dict[str, Any]:
     images, categories = content.images, content.categories
+    name_by_url(images)
     for key, entries in (("images", images), ("categories", categories)):
         if not entries:
             raise UserError(f"{file} has no {key}")
@@ -193,6 +200,7 @@ def _packed(content: Content, file: str | Path) -> dict[str, Any]:
         "image_sizes": torch.tensor([(int(i.height), int(i.width)) for i in images]),
         "names": tensor_of(bytearray(b"".join(names))),
         "name_ends": torch.tensor([len(name) for name in names]).cumsum(0),
+        **pack_federation(images, categories, file),
         **_pack_objects(content, categories, file),
     }
 

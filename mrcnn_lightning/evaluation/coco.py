@@ -118,8 +118,9 @@ class COCOMetric(Metric):
             return self._results(self._images()) if _is_first() else []
 
     def compute(self) -> dict[str, float]:
-        """`box_ap`, `mask_ap` and so on (`number_names`), and `box_ap/NAME` of each class.
+        """`box_ap`, `mask_ap` and so on, and `box_ap/NAME` of each class.
 
+        They are those of `number_names`, or of `LVIS_NUMBERS` where the file is in LVIS's format.
         A number is -1 where there is nothing to find; such classes are left out. Rank 0 computes
         them for all.
         """

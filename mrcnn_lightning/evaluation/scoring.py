@@ -30,6 +30,19 @@ NUMBERS = (
     "ar_medium",
     "ar_large",
 )
+# LVIS's, without COCO's recall of fewer detections.
+LVIS_NUMBERS = (
+    *NUMBERS[:6],
+    "ap_rare",
+    "ap_common",
+    "ap_frequent",
+    "ar300",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+# Detections of all classes in an image, best first, that LVIS counts.
+LVIS_MAX_DETECTIONS = 300
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 # COCO's detections of a class in an image, best first, which its AP is of.
@@ -73,22 +86,32 @@ def score(
     category_ids: Sequence[int],
     max_detections: int,
 ) -> Scores:
-    """Compare results with ground truth as pycocotools does, to the last digit.
+    """Compare results with ground truth as pycocotools or LVIS's package does, to the last digit.
 
     Args:
-        ground_truth: in COCO's format.
+        ground_truth: in COCO's format; or in LVIS's, whose images have `neg_category_ids`. There
+            the file itself says that a class that it does not name was not looked for.
         results: likewise.
         iou_type: `bbox` or `segm`.
         category_ids: of the classes 1..K.
         max_detections: of a class in an image; where it is above COCO's 100 there is an AP of so
             many beside COCO's.
     """
+    is_lvis = any("neg_category_ids" in image for image in ground_truth["images"])
+    if is_lvis:
+        results = _best_of_images(results)
     truth = COCO(ground_truth)
     evaluation = COCOeval_faster(
-        truth, truth.loadRes(list(results)), iou_type, print_function=lambda *_: None
+        truth,
+        truth.loadRes(list(results)),
+        iou_type,
+        print_function=lambda *_: None,
+        lvis_style=is_lvis,
     )
     most = max(max_detections, COCO_MAX_DETECTIONS)
-    evaluation.params.maxDets = sorted({1, 10, COCO_MAX_DETECTIONS, most})
+    evaluation.params.maxDets = (
+        [LVIS_MAX_DETECTIONS] if is_lvis else sorted({1, 10, COCO_MAX_DETECTIONS, most})
+    )
     pairs = Counter[int]()
     objects, detections = (
         Counter((each["image_id"], each["category_id"]) for each in entries)
@@ -99,11 +122,30 @@ def score(
     _evaluate(evaluation, _groups(evaluation.params.imgIds, pairs))
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     order = [evaluation.params.catIds.index(category) for category in category_ids]
+    counted = 0 if is_lvis else 2
+    if is_lvis:
+        frequencies = {each["id"]: each["frequency"] for each in ground_truth["categories"]}
+        of_classes = [frequencies[category] for category in evaluation.params.catIds]
+        numbers = _lvis_numbers(precision, recall, of_classes)
+    else:
+        numbers = _numbers(precision, recall, evaluation.params.maxDets)
     return Scores(
-        numbers=_numbers(precision, recall, evaluation.params.maxDets),
-        per_class=np.array([_mean(precision[:, :, label, 0, 2]) for label in order]),
+        numbers=numbers,
+        per_class=np.array([_mean(precision[:, :, label, 0, counted]) for label in order]),
         precision=precision[:, :, order, 0, -1],
     )
+
+
+def _best_of_images(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """As many of each image's results as LVIS counts."""
+    images: dict[int, list[Mapping[str, Any]]] = {}
+    for result in results:
+        images.setdefault(result["image_id"], []).append(result)
+    return [
+        result
+        for of_image in images.values()
+        for result in sorted(of_image, key=lambda each: -each["score"])[:LVIS_MAX_DETECTIONS]
+    ]
 
 
 def _groups(image_ids: Sequence[int], pairs: Mapping[int, int]) -> list[list[int]]:
@@ -151,6 +193,19 @@ def _numbers(precision: Floats, recall: Floats, max_detections: Sequence[int]) -
         parts = (precision, precision[0], precision[5], recall)
         values += [_mean(part[..., 0, -1]) for part in parts]
     return dict(zip(number_names(max_detections[-1]), values, strict=True))
+
+
+def _lvis_numbers(
+    precision: Floats, recall: Floats, frequencies: Sequence[str]
+) -> dict[str, float]:
+    """Likewise of one number of detections, see `LVIS_NUMBERS`."""
+    values = [_mean(part[..., 0, 0]) for part in (precision, precision[0], precision[5])]
+    values += [_mean(precision[..., area, 0]) for area in (1, 2, 3)]
+    for group in "rcf":
+        chosen = [label for label, frequency in enumerate(frequencies) if frequency == group]
+        values.append(_mean(precision[:, :, chosen, 0, 0]))
+    values += [_mean(recall[..., area, 0]) for area in range(4)]
+    return dict(zip(LVIS_NUMBERS, values, strict=True))
 
 
 def _mean(values: Floats) -> float:

@@ -228,7 +228,8 @@ class DetectionTask(lightning.LightningModule):
         results = self.metric.compute()
         self.metric.reset()
         kind = "mask" if self.model.mask_head is not None else "box"
-        results["ap"] = results[f"{kind}_{ap_name(self.metric.max_detections)}"]
+        ap = f"{kind}_{ap_name(self.metric.max_detections)}"
+        results["ap"] = results.get(ap, results[f"{kind}_ap"])  # LVIS has one AP, of 300
         # All ranks have the same numbers; sync_dist only tells Lightning that this is so.
         self.log_dict({f"{split}/{name}": value for name, value in results.items()}, sync_dist=True)
         if not self.trainer.sanity_checking:  # which sees a part of the images, also after a resume

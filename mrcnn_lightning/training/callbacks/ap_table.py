@@ -6,7 +6,6 @@ from rich.table import Table
 from rich.text import Text
 
 from mrcnn_lightning.evaluation.coco import IOU_TYPES
-from mrcnn_lightning.evaluation.scoring import number_names
 from mrcnn_lightning.training.callbacks.show import logged_step, show, trackers
 from mrcnn_lightning.training.task import DetectionTask
 
@@ -43,7 +42,8 @@ class APTable(Callback):
         table.add_column()
         for kind in kinds:
             table.add_column(kind, justify="right")
-        rows, names = number_names(task.metric.max_detections), task.model.class_names
+        numbers = [name for name in task.results if name.startswith("box_") and "/" not in name]
+        rows, names = [name.removeprefix("box_") for name in numbers], task.model.class_names
         if self.per_class:
             rows += [f"ap/{name}" for name in names]
             columns = ["class", *(f"{kind}_ap" for kind in kinds)]
