@@ -76,8 +76,8 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     graph = {
         name: {
             other
-            for other in modules
             for full in imports(file)
+            for other in modules
             if f"{full}.".startswith(f"{other}.")
         }
         for name, file in modules.items()

@@ -33,7 +33,7 @@ def describe_environment(data: COCODataModule) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "data": {
             split: {
-                "annotations": data.files[split][1],
+                "annotations": ", ".join(data.files[split][1]),
                 "fingerprint": annotations.fingerprint,
                 "images": len(annotations),
                 "objects": len(annotations.labels),

@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from mrcnn_lightning.data.coco_json import pack_coco_json
 from mrcnn_lightning.data.lvis import LISTS
+from mrcnn_lightning.data.merged_sets import Classes, merged
 from mrcnn_lightning.data.segmentations import encode_polygons
 from mrcnn_lightning.user_error import UserError
 
@@ -86,9 +88,36 @@ class Annotations:
         """
         with Path(file).open("rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16))
+        return cls._packed_once(
+            Path(file).stem, digest.hexdigest(), partial(pack_coco_json, file), cache_dir
+        )
+
+    @classmethod
+    def merge(
+        cls, parts: "Sequence[Annotations]", classes: Classes, *, cache_dir: str | Path
+    ) -> "Annotations":
+        """Several sets as one, packed if it was not yet.
+
+        Args:
+            parts: in the order of their images.
+            classes: other names of classes, see `merged`.
+            cache_dir: see `load`.
+
+        Raises:
+            UserError: see `merged`, or the folder cannot be written to.
+        """
+        content = repr([[part.fingerprint for part in parts], list(classes.items())])
+        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        packed = [part._packed for part in parts]
+        return cls._packed_once("merged", digest, partial(merged, packed, classes), cache_dir)
+
+    @classmethod
+    def _packed_once(
+        cls, name: str, digest: str, pack: Callable[[], dict[str, Any]], cache_dir: str | Path
+    ) -> "Annotations":
         cache = Path(cache_dir).expanduser()
         # A file's name has at most 255 bytes, a character up to four.
-        target = cache / f"{Path(file).stem[:40]}_{digest.hexdigest()}_v{_FORMAT}.pt"
+        target = cache / f"{name[:40]}_{digest}_v{_FORMAT}.pt"
         packed = cls._opened(target)
         if packed is None:
             try:
@@ -96,7 +125,7 @@ class Annotations:
                 with FileLock(target.with_suffix(".lock")):
                     packed = cls._opened(target)
                     if packed is None:
-                        _write(pack_coco_json(file), target)
+                        _write(pack(), target)
             except OSError as error:
                 raise UserError(
                     f"data.cache_dir={cache_dir} cannot be written to, give another: {error}"
@@ -113,6 +142,11 @@ class Annotations:
         except (EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError):
             _log.warning("%s is damaged and is made anew", target)
             return None
+
+    def sets(self) -> Tensor:
+        """Which of the sets that were merged each image is of, from 0 on, (N,)."""
+        ends = self._packed.get("set_ends", torch.tensor([len(self)]))
+        return torch.searchsorted(ends, torch.arange(len(self)), right=True)
 
     @property
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ from mrcnn_lightning.data.bands import DType, ImageFormat
 from mrcnn_lightning.data.dataset import COCODataset, collate
 from mrcnn_lightning.data.headers import check_images
 from mrcnn_lightning.data.loader import TimedLoader
+from mrcnn_lightning.data.merged_sets import Classes
 from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sampling import Sampling, images_and_labels, part_of
@@ -42,12 +43,15 @@ class COCODataModule(lightning.LightningDataModule):
     """Serves a COCO-format set.
 
     Args:
-        train_images: folder of images.
-        train_json: annotations in COCO's format.
+        train_images: folder of images, or a list of one for each set.
+        train_json: annotations in COCO's format, or a list; classes of one name are the same.
+        train_weights: how often an epoch shows the images of each set; None is once.
         val_images: likewise.
         val_json: likewise.
         test_images: likewise; None is `val_images`.
         test_json: likewise, None is `val_json`; `stage=predict` needs no `annotations` in it.
+        classes: new names of classes by their old ones, in all files: several may become one, and
+            one whose new name is None is left out; None changes nothing.
         prepare: called first, to make the files; or None.
         channels: of an image; three of uint8 are RGB.
         dtype: `uint8`, `uint16` or `float32`: of an image's numbers, see `ImageFormat`.
@@ -79,12 +83,14 @@ class COCODataModule(lightning.LightningDataModule):
     def __init__(
         self,
         *,
-        train_images: str,
-        train_json: str,
-        val_images: str,
-        val_json: str,
-        test_images: str | None,
-        test_json: str | None,
+        train_images: str | Sequence[str],
+        train_json: str | Sequence[str],
+        train_weights: Sequence[float] | None,
+        val_images: str | Sequence[str],
+        val_json: str | Sequence[str],
+        test_images: str | Sequence[str] | None,
+        test_json: str | Sequence[str] | None,
+        classes: Classes | None,
         prepare: Callable[[], None] | None,
         channels: int,
         dtype: DType,
@@ -127,10 +133,24 @@ class COCODataModule(lightning.LightningDataModule):
             if choice not in choices:
                 raise UserError(f"data.{key}={choice} is not one of {', '.join(choices)}")
         self.files = {
-            "train": (train_images, train_json),
-            "val": (val_images, val_json),
-            "test": (test_images or val_images, test_json or val_json),
+            "train": (_listed(train_images), _listed(train_json)),
+            "val": (_listed(val_images), _listed(val_json)),
+            "test": (_listed(test_images or val_images), _listed(test_json or val_json)),
         }
+        for split, (folders, jsons) in self.files.items():
+            if len(folders) != len(jsons) or not jsons:
+                raise UserError(
+                    f"data.{split}_json has {len(jsons)} files and data.{split}_images "
+                    f"{len(folders)} folders: each set has one of both"
+                )
+        num_sets = len(self.files["train"][1])
+        self.train_weights = [1.0] * num_sets if train_weights is None else list(train_weights)
+        if len(self.train_weights) != num_sets or min(self.train_weights) < 0:
+            raise UserError(
+                f"data.train_weights={train_weights} must be {num_sets} numbers from 0 on, one for "
+                "each file of data.train_json"
+            )
+        self.classes = classes or {}
         self.prepare = prepare
         self.image_format = ImageFormat(channels, dtype)
         self.image_format.require_known()
@@ -191,16 +211,9 @@ class COCODataModule(lightning.LightningDataModule):
             self.prepare()
         for split in missing:
             self._require_files(split)
-            annotations = Annotations.load(self.files[split][1], cache_dir=self.cache_dir)
-            images, json = self.files[split]
-            check_images(
-                annotations,
-                images=(f"data.{split}_images", images),
-                json=f"data.{split}_json={json}",
-                cache_dir=self.cache_dir,
-                image_format=self.image_format,
-            )
+            annotations = self._read(split)
             if self.windows is not None:
+                self._require_one_file(split)
                 self._cuts[split] = self.windows.cut(annotations, self.cache_dir)
                 annotations = self._cuts[split].annotations
             self.annotations[split] = annotations
@@ -212,13 +225,50 @@ class COCODataModule(lightning.LightningDataModule):
             others = set(zip(self.category_ids, self.class_names, strict=True))
             for category, name in sorted(own ^ others)[:1]:
                 raise UserError(
-                    f"data.{split}_json={self.files[split][1]} has other categories than "
+                    f"data.{split}_json={_text(self.files[split][1])} has other categories than "
                     f"the file beside it: only one of them has {name} with the id {category}"
                 )
 
+    def _read(self, split: str) -> Annotations:
+        """The annotations of a split's files, compared with their images, as one set.
+
+        Raises:
+            UserError: see `Annotations.load`, `check_images` and `merged`; or one is LVIS's, and
+                is evaluated, which can only be done as it is.
+        """
+        parts = []
+        for folder, json in zip(*self.files[split], strict=True):
+            part = Annotations.load(json, cache_dir=self.cache_dir)
+            check_images(
+                part,
+                images=(f"data.{split}_images", folder),
+                json=f"data.{split}_json={json}",
+                cache_dir=self.cache_dir,
+                image_format=self.image_format,
+            )
+            parts.append(part)
+        if len(parts) == 1 and not self.classes:
+            return parts[0]
+        if split != "train" and any(part.frequencies is not None for part in parts):
+            raise UserError(
+                f"data.{split}_json={_text(self.files[split][1])} has neg_category_ids, as LVIS "
+                "has: it is evaluated as it is, without data.classes and other files beside it"
+            )
+        return Annotations.merge(parts, self.classes, cache_dir=self.cache_dir)
+
+    def _require_one_file(self, split: str) -> None:
+        if len(self.files[split][1]) > 1:
+            raise UserError(
+                f"data.{split}_json={_text(self.files[split][1])} are several sets, and "
+                "data.windows cuts the images of one: give one, or leave data/windows out"
+            )
+
     def _require_truth(self, split: str) -> None:
         """Refuse a file that is not annotated as far as the model needs it."""
-        name, annotations = f"data.{split}_json={self.files[split][1]}", self.annotations[split]
+        name, annotations = (
+            f"data.{split}_json={_text(self.files[split][1])}",
+            self.annotations[split],
+        )
         if not annotations.is_annotated:
             raise UserError(f"{name} has no annotations: stage=predict needs none")
         without = annotations.without_mask
@@ -232,15 +282,19 @@ class COCODataModule(lightning.LightningDataModule):
     @rank_zero_only
     def _report(self, split: str, *, is_evaluated: bool) -> None:
         """Say what is in a file that was read."""
-        annotations, file = self.annotations[split], f"data.{split}_json={self.files[split][1]}"
+        annotations, file = (
+            self.annotations[split],
+            f"data.{split}_json={_text(self.files[split][1])}",
+        )
         for sentence in contents(annotations):
             _log.info("%s: %s", file, sentence)
         for sentence in oddities(annotations, is_evaluated=is_evaluated):
             _log.warning("%s: %s", file, sentence)
 
     def _require_files(self, split: str) -> None:
-        images, json = self.files[split]
-        for kind, path in (("json", json), ("images", images)):
+        images, jsons = self.files[split]
+        paths = [*(("json", path) for path in jsons), *(("images", path) for path in images)]
+        for kind, path in paths:
             if not Path(path).exists():
                 raise UserError(
                     f"data.{split}_{kind}={path} does not exist: say where the data set lies with "
@@ -296,10 +350,12 @@ class COCODataModule(lightning.LightningDataModule):
     def _factors(self, kept: Tensor) -> Tensor:
         """How often an epoch shows each of the training images, (N,)."""
         images, labels = images_and_labels(self.annotations["train"], kept)
-        return self.sampling(images, labels, len(kept))
+        weights = torch.tensor(self.train_weights, dtype=torch.float64)
+        sets = self.annotations["train"].sets()[kept]
+        return self.sampling(images, labels, len(kept)) * weights[sets]
 
     def _require_enough(self, num: int) -> None:
-        file, what = self.files["train"][1], "images"
+        file, what = _text(self.files["train"][1]), "images"
         if self.skip_empty:
             what = "images with objects (data.skip_empty=true)"
             if num == 0:
@@ -390,6 +446,14 @@ class COCODataModule(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on where training stood."""
         self._resumed = dict(state_dict)
+
+
+def _listed(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _text(paths: Sequence[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"[{', '.join(paths)}]"
 
 
 def _copied(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:

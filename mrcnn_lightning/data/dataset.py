@@ -37,7 +37,7 @@ class COCODataset(Dataset[Sample]):
 
     Args:
         annotations: of the set.
-        folder: of the images.
+        folder: of the images, or one of each set that was merged.
         transform: of an image and its points, see `compose_transforms`.
         mini_mask_size: M, or None for no masks.
         skip_empty: whether images without an object that is no crowd are left out.
@@ -64,7 +64,7 @@ class COCODataset(Dataset[Sample]):
         self,
         annotations: Annotations,
         *,
-        folder: str | Path,
+        folder: str | Path | Sequence[str],
         transform: Callable[..., Any],
         mini_mask_size: int | None,
         skip_empty: bool,
@@ -79,7 +79,9 @@ class COCODataset(Dataset[Sample]):
         if max_objects is not None and max_objects < 1:
             raise UserError(f"data.max_objects={max_objects} leaves none: null is for all of them")
         self.annotations = annotations
-        self.folder = Path(folder)
+        folders = [folder] if isinstance(folder, (str, Path)) else folder
+        self.folders = [Path(each) for each in folders]
+        self._sets = annotations.sets()
         self.image_format = image_format
         self.windows = windows
         self.transform = transform
@@ -145,7 +147,7 @@ class COCODataset(Dataset[Sample]):
 
     def path(self, index: int) -> Path:
         """The file of an image of the set."""
-        return self.folder / self.annotations.file_name(index)
+        return self.folders[int(self._sets[index])] / self.annotations.file_name(index)
 
     def _in_turn(self, number: int) -> Iterator[int]:
         """Places in the set: of an image and of those that may stand in for it."""
@@ -173,7 +175,9 @@ class COCODataset(Dataset[Sample]):
                 if not self.skip_damaged:
                     raise
                 self.is_damaged[index] = True
-        raise UserError(f"none of the {len(self)} images in {self.folder} can be read")
+        raise UserError(
+            f"none of the {len(self)} images in {', '.join(map(str, self.folders))} can be read"
+        )
 
 
 def _thinned(targets: ImageTargets, most: int) -> ImageTargets:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrcnn_lightning.data.annotations import Annotations, Objects
 from mrcnn_lightning.data.bands import Window
-from mrcnn_lightning.data.object_masks import ObjectMask, masks_of, outline_boxes
+from mrcnn_lightning.data.object_masks import ObjectMask, masks_of, outline_boxes, pixels_at
 from mrcnn_lightning.data.segmentations import encode_polygons
 from mrcnn_lightning.results.rle import encode_crop
 from mrcnn_lightning.user_error import UserError
@@ -190,7 +190,8 @@ def _pixels_of_polygons(mask: ObjectMask, size: Sequence[int]) -> ObjectMask:
     polygons = [_decimal(each - corner).numpy() for each in mask.points]
     width, height = (int(side) for side in sides.tolist())
     pixels = pycocotools.mask.decode(encode_polygons(polygons, (height, width)))
-    return ObjectMask([torch.stack([corner, corner + sides])], torch.from_numpy(pixels))
+    left, top = (int(start) for start in corner.tolist())
+    return pixels_at(torch.from_numpy(pixels), left=left, top=top)
 
 
 def _decimal(points: Tensor) -> Tensor:

@@ -263,3 +263,38 @@ def test_batches_that_make_no_whole_steps_are_refused(
         data.train_dataloader()
     data.trainer.limit_train_batches = remedy
     assert len(data.train_dataloader()) == 12
+
+
+def test_several_sets_with_classes_by_other_names(tmp_path: Path) -> None:
+    """Two real sets, whose ids of classes clash: some steps' batches have images of both."""
+    coco, balloon = shared("data/coco_tiny"), shared("data/balloon")
+    jsons = [
+        f"[{coco}/annotations/instances_{split}2017.json,{balloon}/annotations/instances_{split}.json]"
+        for split in ("train", "val")
+    ]
+    folders = [f"[{coco}/{split}2017,{balloon}/{split}]" for split in ("train", "val")]
+    data = build(
+        "data=coco",
+        *(f"data.{split}_json={each}" for split, each in zip(("train", "val"), jsons, strict=True)),
+        *(f"data.{s}_images={each}" for s, each in zip(("train", "val"), folders, strict=True)),
+        "data.train_weights=[1,2]",
+        "data.classes={balloon:toy,kite:toy,person:null}",
+        f"data.cache_dir={tmp_path}",
+        "data.num_workers=0",
+        "data.train_transforms.0.min_size=[64]",
+    )
+    data.setup("fit")
+    names = data.class_names
+    assert len(names) == 79 and "toy" in names and not {"balloon", "kite", "person"} & set(names)
+    loader = data.train_dataloader()
+    counts = torch.bincount(
+        torch.tensor([index for batch in loader.batch_sampler for _, index in batch])
+    )
+    assert int(counts[:80].max()) == 1 and counts[80:].float().mean() > 1.9
+    batch = next(iter(loader))
+    assert batch.targets is not None and int(batch.targets.labels.max()) <= 79
+    for split in ("train", "val"):
+        annotations = data.annotations[split]
+        toys = annotations.labels == names.index("toy") + 1
+        num_balloons = {"train": 255, "val": 50}[split]
+        assert int(toys.sum()) >= num_balloons and len(annotations.image_ids.unique()) > 80
