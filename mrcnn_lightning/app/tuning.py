@@ -55,6 +55,7 @@ def prepare_tuning(cfg: DictConfig) -> None:
             "trainer.accumulate_grad_batches=N so that a step has as many images as on N devices"
         )
     cfg.logger = {}
+    cfg.data.preview = None
     settings.max_epochs, settings.num_sanity_val_steps = -1, 0
     if settings.check_val_every_n_epoch is not None:
         settings.check_val_every_n_epoch = _NEVER

@@ -1,7 +1,7 @@
 """The LightningDataModule of COCO and of any COCO-format set."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -71,6 +71,7 @@ class COCODataModule(lightning.LightningDataModule):
         damaged_images: `stop` at an image that cannot be read, or `skip` it: another one stands
             in for it.
         num_workers: processes a device that load images.
+        preview: training images that `preview_batches` has at least; or None.
         cache_dir: for packed annotations.
         with_masks: whether the model has a use for masks.
         seed: of the order of images and of augmentation.
@@ -109,6 +110,7 @@ class COCODataModule(lightning.LightningDataModule):
         copy_paste: float,
         damaged_images: Literal["stop", "skip"],
         num_workers: int,
+        preview: int | None,
         cache_dir: str,
         with_masks: bool,
         seed: int,
@@ -118,9 +120,10 @@ class COCODataModule(lightning.LightningDataModule):
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "mini_mask_size": mini_mask_size,
+            "preview": preview,
         }
         for key, value in sizes.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} is less than 1")
         if not 0 <= copy_paste <= 1:
             raise UserError(f"data.copy_paste={copy_paste} is not between 0 and 1")
@@ -176,6 +179,7 @@ class COCODataModule(lightning.LightningDataModule):
         self.copy_paste = copy_paste
         self.damaged_images = damaged_images
         self.num_workers = num_workers
+        self.preview = preview
         self.cache_dir = cache_dir
         self.with_masks = with_masks
         self.seed = seed
@@ -353,6 +357,20 @@ class COCODataModule(lightning.LightningDataModule):
         weights = torch.tensor(self.train_weights, dtype=torch.float64)
         sets = self.annotations["train"].sets()[kept]
         return self.sampling(images, labels, len(kept)) * weights[sets]
+
+    def preview_batches(self) -> Iterator[Batch]:
+        """The first batches that this rank trains on, of `preview` images or more.
+
+        They are loaded in this process, and training sees them again to the pixel. There are none
+        after the first epoch.
+        """
+        loader, missing = self.train_dataloader(), self.preview or 0
+        assert loader.batch_sampler is not None
+        for keys in loader.batch_sampler:
+            if missing <= 0:
+                return
+            yield loader.collate_fn([loader.dataset[key] for key in keys])
+            missing -= len(keys)
 
     def _require_enough(self, num: int) -> None:
         file, what = _text(self.files["train"][1]), "images"

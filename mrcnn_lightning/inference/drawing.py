@@ -158,3 +158,15 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     both.paste(left, (0, 0))
     both.paste(right, (left.width + 4, 0))
     return both
+
+
+def contact_sheet(pictures: Sequence[Image.Image], *, columns: int) -> Image.Image:
+    """One or more pictures in rows of cells, each cell as large as the largest of them."""
+    width = max(picture.width for picture in pictures) + 4
+    height = max(picture.height for picture in pictures) + 4
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width - 4, rows * height - 4), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (column * width, row * height))
+    return sheet

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from mrcnn_lightning.inference.drawing import draw_objects, side_by_side
+from mrcnn_lightning.inference.ground_truth import draw_ground_truth
 from mrcnn_lightning.inference.stretching import as_rgb
 from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
@@ -108,18 +109,7 @@ def _picture(
     if detections.masks is not None:
         pred_masks = resized_crops(detections.masks[image, found].cpu(), pred_boxes, size)
     assert batch.targets is not None
-    real = batch.targets.trainable[image]
-    gt_boxes, gt_masks = (batch.targets.boxes[image, real].cpu() - origin) * scale, None
-    if batch.targets.masks is not None and batch.targets.mask_frames is not None:
-        frames = (batch.targets.mask_frames[image, real].cpu() - origin) * scale
-        gt_masks = resized_crops(batch.targets.masks[image, real].float().cpu(), frames, size)
-    truth = draw_objects(
-        pixels,
-        boxes=gt_boxes,
-        labels=batch.targets.labels[image, real],
-        class_names=class_names,
-        masks=gt_masks,
-    )
+    truth = draw_ground_truth(pixels, batch.targets, image, class_names, origin=origin, scale=scale)
     prediction = draw_objects(
         pixels,
         boxes=pred_boxes,

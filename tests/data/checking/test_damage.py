@@ -67,6 +67,7 @@ def data_module(file: Path, folder: Path, cache: Path, *, with_masks: bool) -> C
         boxes_from="file",
         damaged_images="stop",
         num_workers=0,
+        preview=None,
         cache_dir=str(cache),
         channels=3,
         dtype="uint8",
