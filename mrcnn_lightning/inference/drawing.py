@@ -161,12 +161,12 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def contact_sheet(pictures: Sequence[Image.Image], *, columns: int) -> Image.Image:
-    """One or more pictures in rows of cells, each cell as large as the largest of them."""
+    """One or more pictures in rows, each row as high as the highest of its pictures."""
+    rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) + 4 for row in rows]
     width = max(picture.width for picture in pictures) + 4
-    height = max(picture.height for picture in pictures) + 4
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width - 4, rows * height - 4), "white")
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        sheet.paste(picture, (column * width, row * height))
+    sheet = Image.new("RGB", (len(rows[0]) * width - 4, sum(heights) - 4), "white")
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * width, sum(heights[:number])))
     return sheet

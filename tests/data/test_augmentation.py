@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from torchvision.transforms import v2
 
 from mrcnn_lightning.data.annotations import Objects
 from mrcnn_lightning.data.augmentation import RandomScale, RandomShorterSide, RandomSquare
@@ -164,3 +165,96 @@ def test_every_recipe_of_detectron2_rounds_its_sizes() -> None:
     assert transforms[0]._target_.endswith("RandomShorterSide")
     assert transforms[0].rule._target_.endswith("shorter_side_rounded")
     assert compose().data.train_transforms[0].rule._target_.endswith("sizing.shorter_side")
+
+
+def distance_from_uniform(values: Tensor) -> float:
+    """The statistic of Kolmogorov and Smirnov for numbers that should be uniform in 0 to 1."""
+    values, num = values.double().sort().values, len(values)
+    steps = torch.arange(num + 1) / num
+    return float(torch.maximum(steps[1:] - values, values - steps[:-1]).max())
+
+
+def test_scales_and_places_are_uniform() -> None:
+    """Detectron2 draws both with np.random.uniform: 0.1 to 2.0, and a share of the room."""
+    num, size = 1500, (480, 640)
+    image = torch.zeros(1, *size, device="meta")  # whose sizes alone are computed
+    scale, cut = RandomScale(side=1024, scale_range=[0.1, 2.0]), RandomSquare(side=64, fill=128)
+    longer = torch.tensor([scale(image).shape[2] for _ in range(num)])
+    scales = (longer / 1024 - 0.1) / 1.9
+    start = Points(torch.zeros(1, 2), canvas_size=size)
+    corner = torch.cat([cut(image, start)[1] for _ in range(num)])  # (num, 2)
+    left, top = -corner.T
+    limit = 1.95 / num**0.5  # by chance, one sample in a thousand is farther off
+    for values in (scales, left / (640 - 64), top / (480 - 64)):
+        assert distance_from_uniform(values) < limit
+    assert (longer.min(), longer.max()) >= (102, 2000) and longer.max() <= 2048
+
+
+@pytest.mark.parametrize("size", [(48, 64), (60, 30), (37, 37)])
+def test_large_scale_jitter_is_detectron2s(size: tuple[int, int]) -> None:
+    """ResizeScale, FixedSizeCrop and RandomFlip, written out for rectangles and a white image.
+
+    An outline moves with its image (ResizeTransform scales by the rounded sides), and its box is
+    that of what the crop leaves.
+    """
+    config = OmegaConf.to_container(compose("data=coco_lsj").data.train_transforms, resolve=True)
+    move = compose_transforms(hydra.utils.instantiate(config, _convert_="all"))
+    (h, w), boxes = size, np.array([[2.5, 3, 17, 20.25], [0, 0, 9, 9], [20, 25, 30, 37]])
+    corners = [[0, 1], [2, 1], [2, 3], [0, 3]]
+    polygons = [[torch.tensor(box[corners]).float()] for box in boxes]
+    objects = Objects(
+        torch.tensor(boxes).float(), torch.arange(1, 4), torch.zeros(3, dtype=torch.bool), polygons
+    )
+    image = torch.full((3, h, w), 255, dtype=torch.uint8)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        drawn, place, flip = (float(torch.rand(())) for _ in range(3))
+        factor = 1024 * (0.1 + 1.9 * drawn) / max(size)
+        new_h, new_w = int(np.round(h * factor)), int(np.round(w * factor))
+        top, left = (int(np.round(max(side - 1024, 0) * place)) for side in (new_h, new_w))
+        pixels = np.full((1024, 1024), 128)
+        pixels[: new_h - top, : new_w - left] = 255
+        expected = boxes * np.tile([new_w / w, new_h / h], 2) - [left, top, left, top]
+        expected = expected.clip(0, 1024)
+        if flip < 0.5:
+            pixels, expected = (
+                pixels[:, ::-1],
+                np.abs([1024, 0, 1024, 0] - expected[:, [2, 1, 0, 3]]),
+            )
+        kept = (expected[:, 2:] > expected[:, :2]).all(axis=1)
+        torch.manual_seed(seed)
+        ours, targets = transform_objects(
+            image, objects, move, mini_mask_size=28, boxes_from="outlines"
+        )
+        assert np.array_equal(ours, np.tile(pixels, (3, 1, 1)))
+        assert targets.labels.tolist() == (np.flatnonzero(kept) + 1).tolist()
+        np.testing.assert_allclose(targets.boxes.numpy(), expected[kept], rtol=0, atol=1e-3)
+
+
+def test_two_flips_are_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 40, 56), generator=generator, dtype=torch.uint8)
+    polygon = torch.rand(9, 2, generator=generator) * torch.tensor([50.0, 36]) + 3
+    box = torch.cat([polygon.amin(0), polygon.amax(0)])[None]
+    mask = np.zeros((40, 56), dtype=np.uint8, order="F")
+    mask[5:20, 8:31] = mask[12:30, 20:50] = 1
+    crowd = pycocotools.mask.encode(mask)["counts"]
+    objects = Objects(
+        torch.cat([box, torch.tensor([[8.0, 5, 50, 30]])]),
+        torch.tensor([1, 2]),
+        torch.tensor([False, True]),
+        [[polygon], crowd],
+    )
+    flip = v2.RandomHorizontalFlip(1.0)
+    results = [
+        transform_objects(
+            image, objects, compose_transforms(moves), mini_mask_size=28, boxes_from="file"
+        )
+        for moves in ([], [flip, flip], [flip])
+    ]
+    (plain, targets), (twice, back), (once, _) = results
+    assert torch.equal(plain, twice) and not torch.equal(plain, once)
+    torch.testing.assert_close(back.boxes, targets.boxes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(back.mask_frames, targets.mask_frames, rtol=0, atol=1e-4)
+    assert targets.masks is not None and targets.masks.flatten(1).any(1).all()
+    assert torch.equal(back.masks, targets.masks)

@@ -8,8 +8,10 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from torch import Tensor
 
 from mrcnn_lightning.data.datamodule import COCODataModule
+from mrcnn_lightning.structures import Batch, map_tensors
 from tests.conftest import compose, shared
 
 
@@ -75,6 +77,47 @@ def test_every_image_of_a_real_set_with_every_worker(tmp_path: Path) -> None:
         assert one.targets.masks[real].flatten(1).any(1).float().mean() > 0.95
     assert sum(len(batch) for batch in batches[0]) == 80
     assert any(batch.targets.crowd.any() for batch in batches[0])
+
+
+def same(one: Batch, other: Batch) -> bool:
+    values = [pickle.dumps(map_tensors(each, Tensor.clone)) for each in (one, other)]
+    return values[0] == values[1]
+
+
+def test_one_seed_is_one_result_with_any_number_of_workers(
+    small: Callable[..., COCODataModule],
+) -> None:
+    jitter = "data.train_transforms=[{_target_:torchvision.transforms.v2.ColorJitter,hue:0.5}]"
+    batches = []
+    for workers in (0, 1, 3):
+        data = small(f"data.num_workers={workers}", jitter)
+        data.setup("fit")
+        torch.manual_seed(workers)
+        batches.append(list(data.train_dataloader()))
+    assert len(batches[0]) == 6
+    for alone, *others in zip(*batches, strict=True):
+        assert all(same(alone, other) for other in others)
+
+
+def test_a_preview_is_what_training_sees_and_changes_nothing(
+    small: Callable[..., COCODataModule],
+) -> None:
+    """From where training stands, too, and of no other generator than its own."""
+    data = small("data.preview=6")
+    data.setup("fit")
+    for seen in (0, 8):
+        data.load_state_dict({"images": seen, "steps": 0})
+        before = torch.get_rng_state(), data.state_dict()
+        preview = list(data.preview_batches())
+        assert torch.equal(before[0], torch.get_rng_state()) and before[1] == data.state_dict()
+        assert sum(map(len, preview)) == 8
+        for one, other in zip(preview, data.train_dataloader(), strict=False):
+            assert same(one, other)
+    data = small("data.preview=1000")
+    data.setup("fit")
+    assert sum(map(len, data.preview_batches())) == 24
+    with pytest.raises(ValueError, match=r"data.preview=0 is less than 1"):
+        small("data.preview=0")
 
 
 def test_the_test_set_is_the_validation_set_or_its_own(

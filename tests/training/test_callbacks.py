@@ -1,20 +1,29 @@
 """What callbacks show and log."""
 
 import csv
+from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from mrcnn_lightning.data.datamodule import COCODataModule
+from mrcnn_lightning.inference.drawing import class_color
+from mrcnn_lightning.structures import Targets
 from mrcnn_lightning.training.callbacks.gradient_norm import GradientNorm
 from mrcnn_lightning.training.callbacks.loss_progress_bar import LossProgressBar
+from mrcnn_lightning.training.callbacks.preview import Preview
+from tests.conftest import make_batch
 
 
 def test_the_progress_bar_fits_a_screen_of_80_characters() -> None:
@@ -71,3 +80,59 @@ def test_the_norm_of_gradients_is_logged_before_clipping(tmp_path: Path) -> None
         logged = {int(r["step"]): float(r["train/grad_norm"]) for r in csv.DictReader(file)}
     assert logged == {step: pytest.approx(module.norms[step]) for step in (1, 3, 5)}
     assert len(set(module.norms)) == 6 and min(module.norms) > 1e-3
+
+
+def test_a_preview_shows_what_training_starts_with(
+    run_main: Callable[..., tuple[int, str]], tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """On the canvas, boxes and masks where they are; the training is the one without it."""
+    short = ["trainer.max_steps=2", "trainer.limit_val_batches=0", "data.num_workers=0"]
+    metrics = []
+    for number in ("null", 5):
+        run = tmp_path / str(number)
+        status, output = run_main(*tiny(*short, f"data.preview={number}", f"run_dir={run}"))
+        assert status == 0, output[-2000:]
+        metrics.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True))
+    assert f"{run}/preview.png shows what" in (run / "train.log").read_text()
+    assert not (tmp_path / "null" / "preview.png").exists()
+    without, with_it = (each["state_dict"] for each in metrics)
+    assert all(torch.equal(value, with_it[key]) for key, value in without.items())
+    with Image.open(run / "preview.png") as sheet:
+        assert sheet.size == (3 * 516 - 4, 2 * 516 - 4)
+        assert sheet.getpixel((1400, 900)) == (255, 255, 255)  # there are five
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, torch.uint8), (5, torch.float32)])
+def test_a_preview_is_drawn_on_the_canvas(
+    channels: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """One object that fills its box, in an image that lies in the middle of a black canvas."""
+    images = torch.zeros(1, channels, 256, 512, dtype=dtype)
+    shades = torch.linspace(100, 200, 256).expand(128, 256)
+    images[0, :, 64:192, 128:384] = shades.to(dtype)
+    box = torch.tensor([[[160.0, 96, 224, 160]]])
+    targets = Targets(
+        boxes=box,
+        labels=torch.tensor([[1]]),
+        crowd=torch.tensor([[False]]),
+        masks=torch.ones(1, 1, 28, 28, dtype=torch.uint8),
+        mask_frames=box,
+    )
+    one = make_batch([(8, 8)], [[]], [[]])
+    batch = replace(
+        one, images=images, windows=torch.tensor([[128.0, 64, 384, 192]]), targets=targets
+    )
+    data = Mock(spec=COCODataModule, preview=1, class_names=["disc"])
+    data.preview_batches.return_value = [batch, batch]
+    trainer = Mock(datamodule=data, is_global_zero=True, loggers=[])
+    Preview(folder=str(tmp_path), bands=None).on_fit_start(trainer, Mock())
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.size == (512, 256)
+        assert picture.getpixel((10, 10)) == picture.getpixel((500, 250)) == (0, 0, 0)
+        red, green, blue = picture.getpixel((300, 150))  # of the image, which is grey
+        assert red == green == blue and red > 100
+        assert picture.getpixel((159, 150)) == picture.getpixel((130, 150))[:1] * 3
+        assert picture.getpixel((160, 150)) == class_color(1)  # the box's left side
+        inside = picture.getpixel((200, 140))
+        assert all(abs(i - c / 2) < 128 for i, c in zip(inside, class_color(1), strict=True))
+        assert len(set(inside)) > 1  # the mask shines through
