@@ -40,7 +40,9 @@ def part(state: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_two_phases(run_main: Run, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    status, output = run_main(*tiny(STAGES, *RECORDERS, "seed=3", f"run_dir={run}"))
+    status, output = run_main(
+        *tiny(STAGES, *RECORDERS, "seed=3", "data.preview=5", f"run_dir={run}")
+    )
     assert status == 0, output[-2000:]
     titles = [line.partition(" - ")[2] for line in output.splitlines() if " of 2: " in line]
     assert titles == [
@@ -49,7 +51,7 @@ def test_two_phases(run_main: Run, tiny: Callable[..., list[str]], tmp_path: Pat
     ]
     for number in (1, 2):
         folder = run / f"phase_{number}"
-        assert {"config.yaml", "csv", "checkpoints", "pictures"} <= {
+        assert {"config.yaml", "csv", "checkpoints", "pictures", "preview.png"} <= {
             path.name for path in folder.iterdir()
         }
         cfg = OmegaConf.load(folder / "config.yaml")

@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor
 
 from mrcnn_lightning.data.datamodule import COCODataModule
@@ -80,8 +81,10 @@ def test_every_image_of_a_real_set_with_every_worker(tmp_path: Path) -> None:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    values = [pickle.dumps(map_tensors(each, Tensor.clone)) for each in (one, other)]
-    return values[0] == values[1]
+    found: list[list[Tensor]] = [[], []]
+    for batch, tensors in zip((one, other), found, strict=True):
+        map_tensors(batch, lambda each, to=tensors: to.append(each) or each)  # type: ignore[misc]
+    return len(found[0]) > 5 and all(map(torch.equal, *found))
 
 
 def test_one_seed_is_one_result_with_any_number_of_workers(
@@ -116,7 +119,7 @@ def test_a_preview_is_what_training_sees_and_changes_nothing(
     data = small("data.preview=1000")
     data.setup("fit")
     assert sum(map(len, data.preview_batches())) == 24
-    with pytest.raises(ValueError, match=r"data.preview=0 is less than 1"):
+    with pytest.raises(InstantiationException, match=r"data.preview=0 is less than 1"):
         small("data.preview=0")
 
 

@@ -1,7 +1,6 @@
 """What callbacks show and log."""
 
 import csv
-from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -82,26 +81,6 @@ def test_the_norm_of_gradients_is_logged_before_clipping(tmp_path: Path) -> None
     assert len(set(module.norms)) == 6 and min(module.norms) > 1e-3
 
 
-def test_a_preview_shows_what_training_starts_with(
-    run_main: Callable[..., tuple[int, str]], tiny: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    """On the canvas, boxes and masks where they are; the training is the one without it."""
-    short = ["trainer.max_steps=2", "trainer.limit_val_batches=0", "data.num_workers=0"]
-    metrics = []
-    for number in ("null", 5):
-        run = tmp_path / str(number)
-        status, output = run_main(*tiny(*short, f"data.preview={number}", f"run_dir={run}"))
-        assert status == 0, output[-2000:]
-        metrics.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True))
-    assert f"{run}/preview.png shows what" in (run / "train.log").read_text()
-    assert not (tmp_path / "null" / "preview.png").exists()
-    without, with_it = (each["state_dict"] for each in metrics)
-    assert all(torch.equal(value, with_it[key]) for key, value in without.items())
-    with Image.open(run / "preview.png") as sheet:
-        assert sheet.size == (3 * 516 - 4, 2 * 516 - 4)
-        assert sheet.getpixel((1400, 900)) == (255, 255, 255)  # there are five
-
-
 @pytest.mark.parametrize(("channels", "dtype"), [(3, torch.uint8), (5, torch.float32)])
 def test_a_preview_is_drawn_on_the_canvas(
     channels: int, dtype: torch.dtype, tmp_path: Path
@@ -131,8 +110,7 @@ def test_a_preview_is_drawn_on_the_canvas(
         assert picture.getpixel((10, 10)) == picture.getpixel((500, 250)) == (0, 0, 0)
         red, green, blue = picture.getpixel((300, 150))  # of the image, which is grey
         assert red == green == blue and red > 100
-        assert picture.getpixel((159, 150)) == picture.getpixel((130, 150))[:1] * 3
         assert picture.getpixel((160, 150)) == class_color(1)  # the box's left side
-        inside = picture.getpixel((200, 140))
-        assert all(abs(i - c / 2) < 128 for i, c in zip(inside, class_color(1), strict=True))
-        assert len(set(inside)) > 1  # the mask shines through
+        inside, half = picture.getpixel((200, 140)), [side // 2 for side in class_color(1)]
+        shine = {value - color for value, color in zip(inside, half, strict=True)}
+        assert len(shine) == 1 and 10 < shine.pop() < 128  # of the grey image, through the mask
