@@ -87,6 +87,7 @@ def same(one: Batch, other: Batch) -> bool:
     return len(found[0]) > 5 and all(map(torch.equal, *found))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3")
 def test_one_seed_is_one_result_with_any_number_of_workers(
     small: Callable[..., COCODataModule],
 ) -> None:
