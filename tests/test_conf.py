@@ -238,7 +238,7 @@ BELONG = {
 def backbones() -> dict[str, Backbone]:
     with torch.device("meta"):
         return {
-            name: hydra.utils.instantiate(alone("backbone", name), _convert_="all")
+            name: hydra.utils.instantiate(compose(f"backbone={name}").backbone, _convert_="all")
             for name in KINDS
         }
 

@@ -153,7 +153,8 @@ class COCODataModule(lightning.LightningDataModule):
                 f"data.train_weights={train_weights} must be {num_sets} numbers from 0 on, one for "
                 "each file of data.train_json"
             )
-        self.classes = classes or {}
+        self.classes = _other_names(classes)
+        self._known_classes: dict[str, None] = {}  # by the files' own names
         self.prepare = prepare
         self.image_format = ImageFormat(channels, dtype)
         self.image_format.require_known()
@@ -218,12 +219,19 @@ class COCODataModule(lightning.LightningDataModule):
             annotations = self._read(split)
             if self.windows is not None:
                 self._require_one_file(split)
+                self._refuse_lvis(split, [annotations])
                 self._cuts[split] = self.windows.cut(annotations, self.cache_dir)
                 annotations = self._cuts[split].annotations
             self.annotations[split] = annotations
             if stage != "predict":
                 self._require_truth(split)
                 self._report(split, is_evaluated=split == SPLITS_OF_STAGE[stage][-1])
+        for old in self.classes:
+            if old not in self._known_classes:
+                raise UserError(
+                    f"data.classes names {old}, which is no class of the data: it has "
+                    f"{', '.join(self._known_classes)}"
+                )
         for split, annotations in self.annotations.items():
             own = set(zip(annotations.category_ids, annotations.class_names, strict=True))
             others = set(zip(self.category_ids, self.class_names, strict=True))
@@ -251,14 +259,19 @@ class COCODataModule(lightning.LightningDataModule):
                 image_format=self.image_format,
             )
             parts.append(part)
+            self._known_classes |= dict.fromkeys(part.class_names)
         if len(parts) == 1 and not self.classes:
             return parts[0]
+        self._refuse_lvis(split, parts)
+        return Annotations.merge(parts, self.classes, cache_dir=self.cache_dir)
+
+    def _refuse_lvis(self, split: str, parts: Sequence[Annotations]) -> None:
         if split != "train" and any(part.frequencies is not None for part in parts):
             raise UserError(
                 f"data.{split}_json={_text(self.files[split][1])} has neg_category_ids, as LVIS "
-                "has: it is evaluated as it is, without data.classes and other files beside it"
+                "has: it is evaluated as it is, without data.classes, data.windows and other "
+                "files beside it"
             )
-        return Annotations.merge(parts, self.classes, cache_dir=self.cache_dir)
 
     def _require_one_file(self, split: str) -> None:
         if len(self.files[split][1]) > 1:
@@ -335,9 +348,16 @@ class COCODataModule(lightning.LightningDataModule):
         if self.limit is not None:
             dataset.kept = part_of(dataset.kept, self.limit, seed=self.seed)
         self._require_enough(len(dataset))
+        factors = self._factors(dataset.kept)
+        if round(float(factors.sum()), 6) < self.batch_size:
+            raise UserError(
+                f"an epoch shows {float(factors.sum()):g} images (data.sampling, "
+                f"data.train_weights={self.train_weights}), data.batch_size={self.batch_size} is "
+                "more: raise the weights, or lower it"
+            )
         sampler = TrainBatchSampler(
             dataset.image_sizes,
-            factors=self._factors(dataset.kept),
+            factors=factors,
             batch_size=self.batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
@@ -381,6 +401,8 @@ class COCODataModule(lightning.LightningDataModule):
                     f"data.train_json={file} has no {what}: give another file, or set "
                     "data.skip_empty=false"
                 )
+        if self.limit is not None:
+            what += f" (data.limit={self.limit})"
         if num < self.batch_size:
             raise UserError(
                 f"data.batch_size={self.batch_size}, but data.train_json={file} has {num} {what}: "
@@ -501,3 +523,21 @@ def _whole_steps(trainer: Any, num_batches: int) -> int:
             f"{num - num % accumulate or accumulate}"
         )
     return int(num // accumulate)
+
+
+def _other_names(classes: Any) -> Classes:
+    """New names of classes by their old ones.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    if classes is None:
+        return {}
+    if not isinstance(classes, dict) or not all(
+        new is None or (isinstance(new, str) and new) for new in classes.values()
+    ):
+        raise UserError(
+            f"data.classes={classes} is no table of names, {{old: new}}, where null leaves a class "
+            "out"
+        )
+    return {str(old): new for old, new in classes.items()}

@@ -18,8 +18,8 @@ Classes = Mapping[str, str | None]
 def merged(parts: Sequence[dict[str, Any]], classes: Classes) -> dict[str, Any]:
     """Packed files as one packed file, in their order.
 
-    Classes are the same where their names are, and come in the order in which the files have them.
-    Category ids stay if they do not contradict each other, or else become 1..K; so do image ids.
+    Classes are the same where their names are. Category ids stay if they do not contradict each
+    other, or else become 1..K in the order in which the files have the classes; so do image ids.
 
     Args:
         parts: see `pack_coco_json`.
@@ -30,15 +30,8 @@ def merged(parts: Sequence[dict[str, Any]], classes: Classes) -> dict[str, Any]:
         is left out are gone, and with them LVIS's lists.
 
     Raises:
-        UserError: no file has a class that is to have another name, or no class is left.
+        UserError: no class is left.
     """
-    known = [name for part in parts for name in part["class_names"]]
-    for old in classes:
-        if old not in known:
-            raise UserError(
-                f"data.classes names {old}, which is no class of the data: it has "
-                f"{', '.join(dict.fromkeys(known))}"
-            )
     ids: dict[str, int] = {}
     for part in parts:
         for old, category in zip(part["class_names"], part["category_ids"], strict=True):
@@ -47,9 +40,10 @@ def merged(parts: Sequence[dict[str, Any]], classes: Classes) -> dict[str, Any]:
                 ids.setdefault(new, category)
     if not ids:
         raise UserError("data.classes leaves out every class")
-    labels = {name: label for label, name in enumerate(ids, start=1)}
     if len(set(ids.values())) < len(ids):
-        ids = labels
+        ids = {name: label for label, name in enumerate(ids, start=1)}
+    ids = dict(sorted(ids.items(), key=lambda name_and_id: name_and_id[1]))
+    labels = {name: label for label, name in enumerate(ids, start=1)}
     relabelled = [_relabelled(part, classes, labels) for part in parts]
     image_ids = torch.cat([part["image_ids"] for part in parts])
     if len(image_ids.unique()) < len(image_ids):
@@ -65,12 +59,18 @@ def merged(parts: Sequence[dict[str, Any]], classes: Classes) -> dict[str, Any]:
         "category_ids": list(ids.values()),
         "image_ids": image_ids,
         "is_annotated": all(part["is_annotated"] for part in parts),
-        "without_mask": [each for part in parts for each in part["without_mask"]],
+        "without_mask": _without_mask(parts, joined),
         "left_out": left_out,
         "odd_areas": sum(part["odd_areas"] for part in parts),
         "has_id_0": any(part["has_id_0"] for part in parts),
         "set_ends": torch.tensor([len(part["image_ids"]) for part in parts]).cumsum(0),
     }
+
+
+def _without_mask(parts: Sequence[dict[str, Any]], joined: Mapping[str, Tensor]) -> list[int]:
+    """Ids of objects without a segmentation; none if the classes of all of those are left out."""
+    lacks = (joined["polygon_ends"] == 0) & (joined["rle_ends"] == 0) & ~joined["crowd"]
+    return [each for part in parts for each in part["without_mask"]] if lacks.any() else []
 
 
 def _relabelled(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from mrcnn_lightning.data.bands import (
@@ -65,12 +66,22 @@ class WindowReader:
         suffix = path.suffix.lower()
         if suffix == ".npy":
             stored = stored_image(path)
-        elif suffix in _TIFF and importlib.util.find_spec("rasterio") is not None:
+        elif suffix in _TIFF and importlib.util.find_spec("rasterio") and self._is_upright(path):
             stored = of_rasterio(path)
         else:
             return None
         wanted = (self.image_format.channels, self.image_format.dtype)
         return stored if (stored.channels, stored.dtype) == wanted else None
+
+    def _is_upright(self, path: Path) -> bool:
+        """Whether a file's pixels lie as `read_image` turns them, which rasterio does not."""
+        if not self.image_format.is_rgb:
+            return True
+        try:
+            with Image.open(path) as file:
+                return bool(file.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+        except Exception:  # what Pillow raises for damaged files has no common ancestor
+            return False
 
     def _decoded(self, path: Path, size: tuple[int, ...]) -> Path:
         """The array of a file, made if it is not there; another file has another name."""

@@ -21,6 +21,8 @@ from mrcnn_lightning.data.segmentations import encode_polygons
 from mrcnn_lightning.results.rle import encode_crop
 from mrcnn_lightning.user_error import UserError
 
+# Raised when windows of before are no longer what they would be now.
+_FORMAT = 1
 # Of a pixel, that float32 has in large images.
 _DECIMALS = 3
 
@@ -50,10 +52,10 @@ class Windows:
     """
 
     def __init__(self, *, size: int, overlap: int, min_visible: float) -> None:
-        if size < 1 or not 0 <= overlap < size:
+        if not isinstance(size, int) or not isinstance(overlap, int) or not 0 <= overlap < size:
             raise UserError(
-                f"data.windows.size={size} data.windows.overlap={overlap}: a window has a size, "
-                "and overlaps by less than that"
+                f"data.windows.size={size} data.windows.overlap={overlap}: a window has a "
+                "size in whole pixels, and overlaps by less than that"
             )
         if not 0 <= min_visible <= 1:
             raise UserError(f"data.windows.min_visible={min_visible} is not between 0 and 1")
@@ -86,7 +88,10 @@ class Windows:
         sizes = annotations.image_sizes.tolist()
         places = [(size, place) for size in sizes for place in self.places(*size)]
         settings = f"{self.size}_{self.overlap}_{self.min_visible:g}"
-        file = Path(cache_dir).expanduser() / f"windows_{annotations.fingerprint}_{settings}.json"
+        file = (
+            Path(cache_dir).expanduser()
+            / f"windows_{annotations.fingerprint}_{settings}_v{_FORMAT}.json"
+        )
         try:
             with FileLock(file.with_suffix(".lock")):
                 if not file.exists():

@@ -86,7 +86,11 @@ def test_classes_and_ids(parts: list[Annotations], tmp_path: Path) -> None:
     assert toys.fingerprint != whole.fingerprint
     alone = merge({"ball": "toy"}, chosen=parts[:1])
     assert alone.image_ids.tolist() == [1, 2, 3] and alone.class_names == ["cat", "toy"]
-    with pytest.raises(UserError, match="names dog, which is no class of the data: it has cat"):
-        merge({"dog": "cat"})
+    # By their ids, as those of a single file are.
+    late = written(tmp_path / "c.json", {9: "ball", 3: "cat"}, [[9], [3]])
+    early = written(tmp_path / "d.json", {2: "dog", 3: "cat"}, [[2, 3]])
+    pair = [Annotations.load(file, cache_dir=tmp_path / "cache") for file in (late, early)]
+    assert merge({}, chosen=pair).class_names == ["dog", "cat", "ball"]
+    assert merge({}, chosen=pair).labels.tolist() == [3, 2, 1, 2]
     with pytest.raises(UserError, match="leaves out every class"):
         merge({"cat": None, "ball": None}, chosen=parts[:1])

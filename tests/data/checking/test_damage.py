@@ -14,6 +14,7 @@ import pytest
 from mrcnn_lightning.data.checking.check import Checked, check, compare
 from mrcnn_lightning.data.checking.repair import repair
 from mrcnn_lightning.data.datamodule import COCODataModule
+from mrcnn_lightning.data.sampling import uniform
 from mrcnn_lightning.data.sizing import PadToMultiple, Resize, shorter_side
 from mrcnn_lightning.user_error import UserError
 from tests.conftest import shared
@@ -55,6 +56,8 @@ def data_module(file: Path, folder: Path, cache: Path, *, with_masks: bool) -> C
         val_json=str(file),
         test_images=None,
         test_json=None,
+        train_weights=None,
+        classes=None,
         prepare=None,
         batch_size=2,
         eval_batch_size=2,
@@ -64,13 +67,17 @@ def data_module(file: Path, folder: Path, cache: Path, *, with_masks: bool) -> C
         mini_mask_size=28,
         skip_empty=False,
         max_objects=None,
+        limit=None,
+        sampling=uniform,
         boxes_from="file",
+        copy_paste=0.0,
         damaged_images="stop",
         num_workers=0,
         preview=None,
         cache_dir=str(cache),
         channels=3,
         dtype="uint8",
+        windows=None,
         with_masks=with_masks,
         seed=0,
     )
