@@ -18,9 +18,9 @@ _LEAST_VISIBLE = 0.1
 def paste_objects(onto: MovedImage, other: MovedImage) -> MovedImage:
     """An image with objects of another one on it, each with a probability of one half.
 
-    Crowds are not pasted. What pasted objects hide of others is no longer theirs; of objects that
-    are nearly hidden nothing stays. Where the images differ in size, their first rows and columns
-    meet.
+    Crowds are not pasted, nor are objects of which no pixel is there. What pasted objects hide of
+    others is no longer theirs; of objects that are nearly hidden nothing stays. Where the images
+    differ in size, their first rows and columns meet.
 
     Args:
         onto: the image, with masks.
@@ -31,11 +31,14 @@ def paste_objects(onto: MovedImage, other: MovedImage) -> MovedImage:
     limit = torch.tensor([width, height] * 2, dtype=torch.float32)
     boxes = other.boxes.minimum(limit)
     there = (boxes[:, 2:] > boxes[:, :2]).all(1) & ~other.crowd
-    chosen = torch.nonzero(there & (torch.rand(len(boxes)) < 0.5))[:, 0].tolist()
     covered = torch.zeros(onto.size, dtype=torch.bool)
-    for number in chosen:
+    chosen = []
+    for number in torch.nonzero(there & (torch.rand(len(boxes)) < 0.5))[:, 0].tolist():
         x1, y1, x2, y2 = frame = _frame(boxes[number], (height, width))
-        covered[y1:y2, x1:x2] |= pixels_of(other.masks[number], frame) > 0
+        pixels = pixels_of(other.masks[number], frame) > 0
+        if pixels.any():
+            covered[y1:y2, x1:x2] |= pixels
+            chosen.append(number)
     image = onto.image.clone()
     shared = (slice(None), slice(height), slice(width))
     image[shared] = torch.where(covered[:height, :width], other.image[shared], image[shared])

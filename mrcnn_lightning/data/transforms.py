@@ -26,7 +26,7 @@ from mrcnn_lightning.user_error import UserError
 
 # An object is gone when less of it than this is left in the image, in pixels (Detectron2's).
 _MIN_SIDE = 1e-5
-# A box's upper edge that leaves the level by more than this is turned, in pixels.
+# A box with an edge that leaves both axes by more than this is turned or sheared, in pixels.
 _TURNED = 1e-2
 _FOLLOWED = (
     v2.CenterCrop,
@@ -134,8 +134,8 @@ def move_objects(
 ) -> MovedImage:
     """An image and its objects after a transform.
 
-    Boxes follow by their corners. Where that turns them by other than quarter turns they would be
-    too large: there they are those of the masks' outlines.
+    Boxes follow by their corners. Where that shears them, or turns them by other than quarter
+    turns, they would be too large: there they are those of the masks' outlines.
 
     Args:
         image: (C, H, W) uint8 or float32.
@@ -164,10 +164,12 @@ def move_objects(
     ends = torch.stack([next(parts) for _ in corners]) if corners else torch.zeros(0, 4, 2)
     masks = [replace(mask, points=[next(parts) for _ in mask.points]) for mask in masks]
     boxes = torch.cat([ends.amin(1), ends.amax(1)], dim=1)
-    edges = (ends[:, 1] - ends[:, 0]).abs()  # (G, 2)
-    is_turned = (edges > _TURNED).all(1) & torch.tensor([bool(mask.points) for mask in masks] or 0)
-    if is_turned.any():
-        boxes = torch.where(is_turned[:, None], outline_boxes(masks, size), boxes)
+    edges = (ends[:, [1, 3]] - ends[:, :1]).abs()  # (G, 2, 2): the upper and the left one
+    is_turned = (edges > _TURNED).all(2).any(1)
+    if with_masks and is_turned.any():
+        # Crowds may be annotated by a box alone.
+        has_mask = torch.tensor([mask.pixels is None or bool(mask.pixels.any()) for mask in masks])
+        boxes = torch.where((is_turned & has_mask)[:, None], outline_boxes(masks, size), boxes)
     limit = torch.tensor([size[1], size[0]], dtype=torch.float32)
     return MovedImage(
         image=image.as_subclass(Tensor),
