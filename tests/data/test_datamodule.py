@@ -194,6 +194,27 @@ def test_splits_of_other_classes(
     assert "only one of them has circle with the id 3" in error
 
 
+def test_other_names_may_be_of_any_splits_classes(
+    small: Callable[..., COCODataModule], shapes_root: Path, tmp_path: Path
+) -> None:
+    content: Any = json.loads((shapes_root / "annotations" / "instances_val.json").read_text())
+    content["categories"][0]["name"] = "circle"  # as the validation set says already
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    val = f"data.val_json={tmp_path}/val.json"
+    data = small(val, "data.classes={disc:circle}")
+    data.setup("fit")
+    assert data.class_names == ["circle", "box", "triangle"]
+    assert data.annotations["val"].class_names == data.class_names
+    error = refused(small(val, "data.classes={disc:circle,dog:cat}"))
+    assert "data.classes names dog, which is no class of the data: it has disc" in error
+    with pytest.raises(hydra.errors.InstantiationException, match="is no table of names"):
+        small("data.classes=[disc]")
+
+
+def test_an_epoch_that_shows_too_little(small: Callable[..., COCODataModule]) -> None:
+    assert "an epoch shows 0.24 images" in refused(small("data.train_weights=[0.01]"))
+
+
 def test_fewer_images_than_a_batch(small: Callable[..., COCODataModule]) -> None:
     assert "data.batch_size=32, but data.train_json=" in refused(small("data.batch_size=32"))
 
@@ -288,8 +309,8 @@ def test_a_canvas_that_is_too_small(small: Callable[..., COCODataModule]) -> Non
 
 
 def test_transforms_that_shapes_cannot_follow(small: Callable[..., COCODataModule]) -> None:
-    rotation = "{_target_: torchvision.transforms.v2.RandomRotation, degrees: 10}"
-    with pytest.raises(hydra.errors.InstantiationException, match="has RandomRotation, which"):
+    rotation = "{_target_: torchvision.transforms.v2.RandomPerspective}"
+    with pytest.raises(hydra.errors.InstantiationException, match="has RandomPerspective, which"):
         small(f"data.train_transforms=[{rotation}]")
 
 
