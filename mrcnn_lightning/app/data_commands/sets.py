@@ -35,8 +35,11 @@ def split(
     Near-copies of an image stay in one part. Ids and all keys stay as they are.
     """
     try:
+        shares = _shares(parts)
+        for name in shares:
+            _require_other(out / f"{name}.json", [json])
         content = coco_sets.read_content(json)
-        found = coco_sets.split(content, images, _shares(parts), seed=seed)
+        found = coco_sets.split(content, images, shares, seed=seed)
         for name, part in found.items():
             coco_sets.write_content(part, out / f"{name}.json")
     except USER_ERRORS as error:
@@ -71,6 +74,7 @@ def merge(
     try:
         if len(set(json)) < 2:
             raise UserError("two different files are needed to merge")
+        _require_other(out, json)
         contents = [coco_sets.read_content(file) for file in json]
         if images is not None and len(images) != len(json):
             raise UserError(f"--images is given {len(images)} times for {len(json)} files")
@@ -106,6 +110,7 @@ def subset(
     try:
         if classes is None and num_images is None:
             raise UserError("say which part: --classes, --num-images or both")
+        _require_other(out, [json])
         content = coco_sets.read_content(json)
         if classes is not None:
             content = coco_sets.with_classes(content, _names(classes, content))
@@ -119,6 +124,12 @@ def subset(
     typer.echo(f"{out}: {_counted(content)}")
 
 
+def _require_other(out: Path, inputs: list[Path]) -> None:
+    """Refuse to write over what is read."""
+    if out.resolve() in {file.resolve() for file in inputs}:
+        raise UserError(f"{out} is a file that is read: give another --out, else it is lost")
+
+
 def _shares(parts: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for word in parts.split(","):
@@ -127,10 +138,11 @@ def _shares(parts: str) -> dict[str, float]:
             share = float(value)
         except ValueError:
             share = -1.0
-        if not name or "/" in name or name in shares or not 0 < share < 1:
+        is_plain = name.isprintable() and name not in ("", ".", "..") and not {*"/\\"} & {*name}
+        if not is_plain or name in shares or not 0 < share < 1:
             raise UserError(
-                f"--parts {parts} has {word!r}, which must be a new name and a share between 0 "
-                "and 1, as train=0.8"
+                f"--parts {parts} has {word!r}, which must be a new name, plain enough for a file, "
+                "and a share between 0 and 1, as train=0.8"
             )
         shares[name] = share
     if abs(sum(shares.values()) - 1) > 1e-6:
@@ -142,12 +154,15 @@ def _names(classes: str, content: Content) -> list[str]:
     """Names between commas, of which one may be in a name itself."""
     if any(category["name"] == classes for category in content["categories"]):
         return [classes]
-    return [name.strip() for name in classes.split(",") if name.strip()]
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"--classes {classes!r} names none: name at least one class, as cat,dog")
+    return names
 
 
 def _renamed(contents: list[Content], file: Path) -> list[Content]:
     names = read_yaml(file)
-    if not all(isinstance(name, str) for name in names.values()):
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise UserError(f"{file} must have a line `old name: new name` for each class to rename")
     known = {each["name"] for content in contents for each in content["categories"]}
     unknown = [str(name) for name in names if name not in known]

@@ -58,13 +58,22 @@ def test_from_yolo_to_a_training(
     assert status == 0, output[-2000:]
 
 
+PARTS = "instances_val=0.5,other=0.5"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["split", "J", "--images", "I", "--out", "O", "--parts", "train=0.8,val=0.3"], "is 1.1"),
         (["split", "J", "--images", "I", "--out", "O", "--parts", "train"], "train=0.8"),
         (["split", "J", "--images", "O", "--out", "O"], "10 of 10 images are missing"),
+        (["split", "J", "--images", "I", "--out", "O", "--parts", "..=0.5,b=0.5"], "plain enough"),
+        (["split", "J", "--images", "I", "--out", "D", "--parts", PARTS], "give another --out"),
         (["subset", "J", "--out", "O"], "say which part"),
+        (["subset", "J", "--out", "J", "--num-images", "1"], "give another --out"),
+        (["subset", "J", "--out", "O", "--classes", ""], "name at least one class"),
+        (["merge", "J", "K", "--out", "J"], "give another --out"),
+        (["merge", "J", "K", "--out", "O", "--class-map", "M"], "a line `old name: new name`"),
         (["subset", "J", "--out", "O", "--classes", "horse"], "there is no class horse"),
         (["merge", "J", "J", "--out", "O"], "two different files are needed"),
         (["convert", "J", "O", "--to", "coco"], "O must be a file for coco"),
@@ -78,10 +87,16 @@ def test_what_is_wrong_is_one_sentence(
 ) -> None:
     places = {
         "J": shapes_root / "annotations/instances_val.json",
+        "K": shapes_root / "annotations/instances_train.json",
+        "D": shapes_root / "annotations",
         "I": shapes_root / "val",
         "O": tmp_path / "O",
+        "M": tmp_path / "map.yaml",
     }
+    (tmp_path / "map.yaml").write_text("disc: ''\n")
+    before = places["J"].read_bytes()
     output = mrcnn(*(places.get(word, word) for word in words), status=1)
     assert (
         said in output.replace(str(tmp_path), "").replace("/O", "O") and "Traceback" not in output
     )
+    assert places["J"].read_bytes() == before
