@@ -140,6 +140,7 @@ def _read_mapped(file: Path) -> Content:
     with file.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     lists = msgspec.json.decode(mapped, type=_Lists)
+    name_by_url(lists.images)
 
     def release() -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -166,8 +167,10 @@ def _read_whole(file: Path) -> Content:
         entries = [] if content.get(key) is None else content[key]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"{file} is no COCO-format file: its {key} are no list of objects")
+    images = [_structured(image, ImageEntry) for image in content["images"]]
+    name_by_url(images)
     return Content(
-        images=[_structured(image, ImageEntry) for image in content["images"]],
+        images=images,
         categories=[_structured(category, CategoryEntry) for category in content["categories"]],
         annotations=content.get("annotations"),
         decoder=lambda kind: partial(_structured, kind=kind),
@@ -181,7 +184,6 @@ def _structured(entry: dict[str, Any], kind: type[_Entry]) -> _Entry:
 
 def _packed(content: Content, file: str | Path) -> dict[str, Any]:
     images, categories = content.images, content.categories
-    name_by_url(images)
     for key, entries in (("images", images), ("categories", categories)):
         if not entries:
             raise UserError(f"{file} has no {key}")

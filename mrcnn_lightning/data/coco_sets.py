@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcnn_lightning.data.coco_json import pack_coco_json
+from mrcnn_lightning.data.lvis import LISTS, name_entries_by_url
 from mrcnn_lightning.data.near_copies import near_copies
 from mrcnn_lightning.data.stratification import stratify
 from mrcnn_lightning.user_error import UserError
@@ -20,7 +21,7 @@ _OWN_KEYS = ("info", "licenses", "images", "annotations", "categories")
 
 
 def read_content(file: Path) -> Content:
-    """A COCO-format file, checked.
+    """A COCO-format file, checked; in LVIS's format, its images get their `file_name`.
 
     Raises:
         UserError: see `pack_coco_json`.
@@ -30,6 +31,7 @@ def read_content(file: Path) -> Content:
         content: Content = json.loads(file.read_bytes())
     except UnicodeDecodeError as error:  # in a key that is not looked at there
         raise UserError(f"{file} is no text in UTF-8: save it as such") from error
+    name_entries_by_url(content["images"])
     return content | {"annotations": content.get("annotations") or []}
 
 
@@ -112,7 +114,8 @@ def with_classes(content: Content, names: Sequence[str]) -> Content:
     kept = [each for each in content["annotations"] if each["category_id"] in ids]
     chosen = with_images(content, {each["image_id"] for each in kept})
     categories = [category for category in content["categories"] if category["id"] in ids]
-    return chosen | {"annotations": kept, "categories": categories}
+    images = [_with_lists(image, {each: each for each in ids}) for image in chosen["images"]]
+    return chosen | {"images": images, "annotations": kept, "categories": categories}
 
 
 def with_some_images(content: Content, num_images: int, *, seed: int = 0) -> Content:
@@ -138,7 +141,29 @@ def with_class_names(content: Content, renamed: Mapping[str, str]) -> Content:
     annotations = [
         each | {"category_id": ids[each["category_id"]]} for each in content["annotations"]
     ]
-    return content | {"annotations": annotations, "categories": list(first.values())}
+    images = [_with_lists(image, ids) for image in content["images"]]
+    return content | {
+        "images": images,
+        "annotations": annotations,
+        "categories": list(first.values()),
+    }
+
+
+def _with_lists(image: Content, ids: Mapping[Any, Any]) -> Content:
+    """An image whose lists of LVIS's name categories by other ids, and only those that have one.
+
+    Of several that become one, all must be absent for it to be absent.
+    """
+    lists = {key: image[key] for key in LISTS if isinstance(image.get(key), list)}
+    found = {
+        key: dict.fromkeys(ids[each] for each in listed if isinstance(each, int) and each in ids)
+        for key, listed in lists.items()
+    }
+    absent = "neg_category_ids"
+    if absent in found:
+        others = {ids[each] for each in ids.keys() - set(lists[absent])}
+        found[absent] = {each: None for each in found[absent] if each not in others}
+    return image | {key: list(each) for key, each in found.items()}
 
 
 def relative_to_one(
@@ -205,7 +230,8 @@ def _add(content: Content, merged: Content) -> None:
     for image in content["images"]:
         known = image.get("license") in licenses
         more = {"license": licenses[image["license"]]} if known else {}
-        merged["images"].append(image | {"id": images[image["id"]]} | more)
+        new = _with_lists(image, classes) | {"id": images[image["id"]]}
+        merged["images"].append(new | more)
     for number, each in zip(numbers, content["annotations"], strict=True):
         place = {
             "image_id": images[each["image_id"]],

@@ -23,11 +23,27 @@ def name_by_url(images: Sequence[Any]) -> None:
     the names of COCO 2014, COCO_val2014_ before the twelve digits (as Detectron2 reads both).
     """
     for image in images:
-        if image.file_name is None and isinstance(image.coco_url, str):
-            image.file_name = "/".join(image.coco_url.split("/")[-2:])
-        is_lvis = image.neg_category_ids is not None and isinstance(image.file_name, str)
-        if is_lvis and image.file_name.startswith("COCO_"):
-            image.file_name = image.file_name.rpartition("_")[2]
+        image.file_name = _file_name(image.file_name, image.coco_url, image.neg_category_ids)
+
+
+def name_entries_by_url(images: Sequence[dict[str, Any]]) -> int:
+    """As `name_by_url`, of images that are still dictionaries; how many names are new."""
+    num_named = 0
+    for image in images:
+        old = image.get("file_name")
+        name = _file_name(old, image.get("coco_url"), image.get("neg_category_ids"))
+        if name != old:
+            image["file_name"] = name
+            num_named += 1
+    return num_named
+
+
+def _file_name(name: Any, url: Any, absent: Any) -> Any:
+    if name is None and isinstance(url, str):
+        name = "/".join(url.split("/")[-2:])
+    if absent is not None and isinstance(name, str) and name.startswith("COCO_"):
+        name = name.rpartition("_")[2]
+    return name
 
 
 def pack_federation(

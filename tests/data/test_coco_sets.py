@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from mrcnn_lightning.data import coco_sets
+from mrcnn_lightning.data.checking.check import check
+from mrcnn_lightning.data.checking.repair import repair
 from mrcnn_lightning.data.coco_json import pack_coco_json
+from mrcnn_lightning.data.formats.coco import read_coco
 from mrcnn_lightning.user_error import UserError
 
 
@@ -106,3 +109,36 @@ def test_subset_keeps_ids() -> None:
         coco_sets.with_classes(whole, ["d"])
     with pytest.raises(UserError, match="10 images are wanted, there are 9"):
         coco_sets.with_some_images(whole, 10)
+
+
+def test_lvis_lists_and_names(tmp_path: Path) -> None:
+    """Its images are named by their address, and its lists follow the ids of the classes."""
+    whole = content(["a.png", "b.png"], {"cat": 5, "dog": 2, "fox": 3})
+    for category in whole["categories"]:
+        category["frequency"] = "r"
+    for image in whole["images"]:
+        image["coco_url"] = f"http://x.org/val2017/{image.pop('file_name')}"
+        image |= {"neg_category_ids": [3, 5], "not_exhaustive_category_ids": [2]}
+    (tmp_path / "lvis.json").write_text(json.dumps(whole))
+    read = coco_sets.read_content(tmp_path / "lvis.json")
+    assert [image["file_name"] for image in read["images"]] == ["val2017/a.png", "val2017/b.png"]
+    assert read_coco(tmp_path / "lvis.json").images[0].file_name == "val2017/a.png"
+
+    def lists(found: dict[str, Any]) -> Any:
+        image = found["images"][-1]
+        return image["neg_category_ids"], image["not_exhaustive_category_ids"]
+
+    assert lists(coco_sets.with_classes(read, ["dog", "fox"])) == ([3], [2])
+    assert lists(coco_sets.with_class_names(read, {"cat": "fox"})) == ([5], [2])
+    assert lists(coco_sets.with_class_names(read, {"cat": "dog"})) == ([3], [5])
+    other = content(["c.png"], {"fox": 2, "dog": 7})
+    assert lists(coco_sets.merge({"A": other, "B": read})[0]) == ([2, 5], [7])
+    (tmp_path / "val2017").mkdir()
+    for name in "ab":
+        noise = np.random.default_rng(ord(name)).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "val2017" / f"{name}.png")
+    checked = check(tmp_path / "lvis.json", tmp_path)
+    assert not {"file-name", "image-missing"} & {fault.name for fault in checked.found()}
+    repair(tmp_path / "lvis.json", tmp_path, tmp_path / "fixed.json", checked=checked)
+    fixed = json.loads((tmp_path / "fixed.json").read_text())
+    assert [image["file_name"] for image in fixed["images"]] == ["val2017/a.png", "val2017/b.png"]

@@ -20,6 +20,7 @@ from mrcnn_lightning.data.checking.faults import KINDS, OF_OBJECTS
 from mrcnn_lightning.data.checking.listing import Listing, mended_listing
 from mrcnn_lightning.data.checking.mending import Mender, scale
 from mrcnn_lightning.data.checking.whole_set import TrainingSize
+from mrcnn_lightning.data.lvis import name_entries_by_url
 from mrcnn_lightning.user_error import UserError
 
 # What was mended may show what it hid, as polygons taken away do a lacking mask.
@@ -84,6 +85,7 @@ def _write_mended(
     source: Path, target: Path, checked: Checked, folder: Path, changes: Counter[str]
 ) -> None:
     tree = _read(source)
+    changes["names of files written as LVIS means them"] += name_entries_by_url(tree["images"])
     listing = mended_listing(tree, checked, folder, changes)
     annotations = tree.get("annotations") or []
     with target.open("wb") as file:
