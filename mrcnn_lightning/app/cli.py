@@ -16,12 +16,6 @@ from rich.progress import track
 from mrcnn_lightning import __version__
 from mrcnn_lightning.app import run
 from mrcnn_lightning.app.command_line import CONF
-from mrcnn_lightning.app.data_commands import anchors as _anchors  # noqa: F401  (registers itself)
-from mrcnn_lightning.app.data_commands import check as _check  # noqa: F401  (registers itself)
-from mrcnn_lightning.app.data_commands import convert as _convert  # noqa: F401  (registers itself)
-from mrcnn_lightning.app.data_commands import report as _report  # noqa: F401
-from mrcnn_lightning.app.data_commands import sets as _sets  # noqa: F401  (registers itself)
-from mrcnn_lightning.app.data_commands import stats as _stats  # noqa: F401  (registers itself)
 from mrcnn_lightning.app.data_commands.app import data_app
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.app.replay import replay_arguments
