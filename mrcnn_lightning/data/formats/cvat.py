@@ -20,6 +20,7 @@ from mrcnn_lightning.data.formats.image_set import (
     ellipse,
     mask_object,
     polygon_object,
+    require_xml,
 )
 from mrcnn_lightning.user_error import UserError
 
@@ -55,6 +56,7 @@ def read_cvat(file: Path) -> ImageSet:
 
 def write_cvat(image_set: ImageSet, file: Path) -> None:
     """An XML file; polygons stay polygons, run lengths become masks."""
+    require_xml(image_set)
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
     labels = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")

@@ -3,6 +3,7 @@
 P points of a polygon; H and W of the image.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ Points = npt.NDArray[np.float64]
 
 # In pixels: the memory that pycocotools takes for a polygon grows with it.
 _FARTHEST = 1e5
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -115,6 +117,12 @@ def box_object(
     return LabeledObject(class_name, (float(x1), float(y1), width, height), None, is_crowd)
 
 
+def corners_of(labeled: LabeledObject) -> Points:
+    """The corners (4, 2) of an object's box, clockwise."""
+    x, y, width, height = labeled.box
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
+
+
 def mask_object(class_name: str, mask: npt.NDArray[Any], *, is_crowd: bool) -> LabeledObject | None:
     """An object of the pixels (H, W) that are not zero, None if all are."""
     rle = pycocotools.mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
@@ -159,6 +167,24 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no text in UTF-8: save it as such") from error
+
+
+def require_xml(image_set: ImageSet) -> None:
+    """Refuse names that no XML file can hold.
+
+    Raises:
+        UserError: a class or a file has a control character, say, in its name.
+    """
+    for what, names in (
+        ("class", image_set.class_names),
+        ("file", [image.file_name for image in image_set.images]),
+    ):
+        for name in names:
+            if wrong := _NOT_XML.search(name):
+                raise UserError(
+                    f"the name of the {what} {name!r} has {wrong[0]!r}, which XML cannot hold: "
+                    "rename it, or choose another format"
+                )
 
 
 def read_yaml(file: Path) -> dict[Any, Any]:

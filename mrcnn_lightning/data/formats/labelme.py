@@ -20,6 +20,7 @@ from mrcnn_lightning.data.formats.image_set import (
     Mask,
     box_object,
     class_names_of,
+    corners_of,
     crop_of,
     ellipse,
     mask_object,
@@ -92,8 +93,9 @@ def write_labelme(image_set: ImageSet, out: Path, *, images: Path | None) -> Non
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
         raise UserError(f"{file} is not a JSON file: {error}") from error
     return content if isinstance(content, dict) else {}
@@ -179,6 +181,13 @@ def _merged(parts: list[LabeledObject], size: tuple[int, int]) -> LabeledObject:
     first = parts[0]
     if len(parts) == 1:
         return first
+    if any(part.shape is not None for part in parts):  # a box beside them has an area of its own
+        parts = [
+            polygon_object(part.class_name, [corners_of(part)], is_crowd=part.is_crowd)
+            if part.shape is None
+            else part
+            for part in parts
+        ]
     if all(isinstance(part.shape, list) for part in parts):
         polygons = [
             polygon for part in parts if isinstance(part.shape, list) for polygon in part.shape

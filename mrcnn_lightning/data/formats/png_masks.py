@@ -18,6 +18,7 @@ from mrcnn_lightning.data.formats.image_set import (
     Mask,
     image_files,
     mask_object,
+    read_text,
     read_values,
     stems,
 )
@@ -118,8 +119,9 @@ def write_png_masks(image_set: ImageSet, out: Path) -> None:
 
 def _read_listed(folder: Path) -> ImageSet:
     file = folder / _LIST
+    text = read_text(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
         raise UserError(f"{file} is not a JSON file: {error}") from error
     try:

@@ -18,6 +18,7 @@ from mrcnn_lightning.data.formats.image_set import (
     ellipse,
     image_size,
     polygon_object,
+    read_text,
 )
 from mrcnn_lightning.data.formats.outlines import single_polygon
 from mrcnn_lightning.user_error import UserError
@@ -41,8 +42,9 @@ def read_via(file: Path, *, images: Path, class_name: str | None = None) -> Imag
     Raises:
         UserError: names the file, the image and the region that is wrong.
     """
+    text = read_text(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
         raise UserError(f"{file} is not a JSON file: {error}") from error
     entries = content.get("_via_img_metadata", content) if isinstance(content, dict) else None

@@ -20,12 +20,14 @@ from mrcnn_lightning.data.formats.image_set import (
     mask_object,
     read_text,
     read_values,
+    require_xml,
     stems,
 )
 from mrcnn_lightning.user_error import UserError
 
 # In the png files: nobody's pixel, and one that may be anybody's.
 _BACKGROUND, _VOID = 0, 255
+_MASKS = ("SegmentationObject", "SegmentationClass")
 # A mask reaches out of its box by so many pixels at most, where both were drawn by hand.
 _MARGIN = 8
 
@@ -68,6 +70,7 @@ def write_voc(image_set: ImageSet, out: Path, *, part: str | None = None) -> Pat
     Returns:
         The folder in which the images belong.
     """
+    require_xml(image_set)
     by_stem = stems(image_set)
     labels = {name: label for label, name in enumerate(image_set.class_names, start=1)}
     for stem, image in by_stem.items():
@@ -78,6 +81,9 @@ def write_voc(image_set: ImageSet, out: Path, *, part: str | None = None) -> Pat
         ElementTree.ElementTree(root).write(target, encoding="utf-8")
         if any(labeled.shape is not None for labeled in image.objects):
             _write_masks(image, stem, out, labels, image_set)
+        else:  # those of an earlier set would be read as this one's
+            for kind in _MASKS:
+                (out / kind / f"{stem}.png").unlink(missing_ok=True)
     if part is not None:
         listed = out / "ImageSets" / "Main" / f"{part}.txt"
         listed.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +212,7 @@ def _write_masks(
     kept = np.bincount(objects.ravel(), minlength=len(masks) + 1)[1:]
     lost = [area - int(left) for area, left in zip(areas, kept, strict=True)]
     found.notes["objects lost pixels to smaller ones that they overlap"] += sum(x > 0 for x in lost)
-    for kind, values in (("SegmentationObject", objects), ("SegmentationClass", classes)):
+    for kind, values in zip(_MASKS, (objects, classes), strict=True):
         target = out / kind / f"{stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         file = Image.frombytes("P", (image.width, image.height), values.tobytes())

@@ -15,7 +15,9 @@ from mrcnn_lightning.data.formats.image_set import (
     ImageSet,
     LabeledImage,
     LabeledObject,
+    Points,
     box_object,
+    corners_of,
     image_files,
     image_size,
     polygon_object,
@@ -70,7 +72,8 @@ def read_yolo(source: Path, *, part: str | None = None) -> tuple[ImageSet, Path]
 def write_yolo(image_set: ImageSet, out: Path, *, part: str = "train") -> Path:
     """Labels of one part of a set, and data.yaml, to which other parts of it can be added.
 
-    Crowds are left out, as Ultralytics does; an object of several parts becomes one polygon.
+    Crowds are left out, as Ultralytics does; an object of several parts becomes one polygon, and a
+    box on an image with polygons one of four corners.
 
     Returns:
         The folder in which the images belong.
@@ -90,10 +93,7 @@ def write_yolo(image_set: ImageSet, out: Path, *, part: str = "train") -> Path:
     for stem, image in stems(image_set).items():
         target = labels / f"{stem}.txt"
         target.parent.mkdir(parents=True, exist_ok=True)
-        lines = [
-            _line(labeled, image, numbers[labeled.class_name], image_set.notes)
-            for labeled in image.objects
-        ]
+        lines = _lines(image, numbers, image_set.notes)
         target.write_text("".join(lines), encoding="utf-8")
     content |= {"path": str(out.absolute()), part: f"images/{part}", "names": names}
     content.setdefault("train", content[part])  # Ultralytics wants both
@@ -185,12 +185,31 @@ def _object(line: str, image: LabeledImage, names: list[str], place: str) -> Lab
         raise UserError(f"{place} {error}") from error
 
 
-def _line(labeled: LabeledObject, image: LabeledImage, number: int, notes: Counter[str]) -> str:
-    if labeled.is_crowd:
-        notes["crowds are left out, for which YOLO's format has no word"] += 1
-        return ""
+def _lines(image: LabeledImage, numbers: dict[str, int], notes: Counter[str]) -> list[str]:
+    """A line an object; where one is a polygon, Ultralytics takes all lines of a file for such."""
+    kept = [labeled for labeled in image.objects if not labeled.is_crowd]
+    num_crowds = len(image.objects) - len(kept)
+    notes["crowds are left out, for which YOLO's format has no word"] += num_crowds
+    shapes = [single_polygon(labeled, image.size) for labeled in kept]
+    boxes = [number for number, points in enumerate(shapes) if points is None]
+    if len(boxes) < len(shapes):
+        notes["boxes beside polygons became polygons of four corners"] += len(boxes)
+        for number in boxes:
+            shapes[number] = corners_of(kept[number])
+    return [
+        _line(labeled, points, image, numbers[labeled.class_name], notes)
+        for labeled, points in zip(kept, shapes, strict=True)
+    ]
+
+
+def _line(
+    labeled: LabeledObject,
+    points: Points | None,
+    image: LabeledImage,
+    number: int,
+    notes: Counter[str],
+) -> str:
     scale = np.array([image.width, image.height], dtype=np.float64)
-    points = single_polygon(labeled, image.size)
     if points is None:
         x, y, width, height = labeled.box
         corners = np.array([[x, y], [x + width, y + height]]) / scale

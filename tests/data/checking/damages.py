@@ -108,7 +108,7 @@ DAMAGES += [
     ("image-id", set_key("images", "id", None)),
     ("image-id", set_key("images", "id", -3)),
     ("image-id", set_key("images", "id", 0.5)),
-    ("file-name", delete_key("images", "file_name")),
+    ("image-missing", delete_key("images", "file_name")),  # then its coco_url names it
     ("file-name", set_key("images", "file_name", 12)),
     ("file-name", set_key("images", "file_name", "\ud800.jpg")),
     ("image-size", delete_key("images", "width")),

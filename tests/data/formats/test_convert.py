@@ -192,7 +192,7 @@ def test_labels_as_others_draw_them(tmp_path: Path) -> None:
         {"label": "x", "points": [[5, 9]], "shape_type": "point"},
     ]
     image = {"imagePath": "..\\a.png", "imageHeight": 30, "imageWidth": 40, "shapes": shapes}
-    (labelme / "a.json").write_text(json.dumps(image))
+    (labelme / "a.json").write_text(json.dumps(image), encoding="utf-8-sig")
     done = convert(Source(labelme, detect(labelme)), tmp_path / "o.json", "coco").image_set
     assert [each.box for each in done.images[0].objects] == [(1, 2, 4, 7), (10, 5, 20, 20)]
     assert list(done.notes.values()) == [1] and done.images[0].file_name == "../a.png"
@@ -220,6 +220,39 @@ def test_labels_as_others_draw_them(tmp_path: Path) -> None:
     source = Source(tmp_path / "png", "png", class_name="person")
     done = convert(source, tmp_path / "o.json", "coco").image_set
     assert [each.box for each in done.images[0].objects] == [(3, 2, 6, 3), (3, 10, 6, 2)]
+
+
+def test_boxes_beside_polygons(tmp_path: Path) -> None:
+    """LabelMe's groups keep both; YOLO gets polygons alone; VOC's old masks go."""
+    (tmp_path / "labelme").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "labelme/a.png")
+    shapes = [
+        {"label": "x", "points": [[1, 2], [5, 2], [5, 9]], "group_id": 1},
+        {"label": "x", "points": [[20, 2], [26, 9]], "shape_type": "rectangle", "group_id": 1},
+        {"label": "x", "points": [[10, 20], [16, 28]], "shape_type": "rectangle"},
+    ]
+    image = {"imagePath": "a.png", "imageHeight": 30, "imageWidth": 40, "shapes": shapes}
+    (tmp_path / "labelme/a.json").write_text(json.dumps(image))
+    source = Source(tmp_path / "labelme", "labelme", images=tmp_path / "labelme")
+    group, box = convert(source, tmp_path / "o.json", "coco").image_set.images[0].objects
+    assert group.box == (1, 2, 25, 7) and box.shape is None
+    rle = group.rle((30, 40))
+    assert pycocotools.mask.area(rle) == pytest.approx(14 + 42, abs=6)
+    notes = convert(source, tmp_path / "yolo", "yolo", placing="copy").image_set.notes
+    lines = (tmp_path / "yolo/labels/train/a.txt").read_text().splitlines()
+    assert len(lines[1].split()) == 9
+    assert notes["boxes beside polygons became polygons of four corners"] == 1
+    convert(source, tmp_path / "voc", "voc")
+    assert len([*(tmp_path / "voc").rglob("*.png")]) == 2
+    (tmp_path / "labelme/a.json").write_text(json.dumps(image | {"shapes": shapes[2:]}))
+    convert(source, tmp_path / "voc", "voc")
+    assert not [*(tmp_path / "voc").rglob("*.png")]
+    (tmp_path / "labelme/a.json").write_text(
+        json.dumps(image | {"shapes": [shapes[2] | {"label": "a\x08"}]})
+    )
+    for to, out in (("voc", "v"), ("cvat", "c.xml")):
+        with pytest.raises(UserError, match="which XML cannot hold"):
+            convert(source, tmp_path / out, to)  # type: ignore[arg-type]
 
 
 VOC = (
