@@ -74,7 +74,7 @@ def merge(
     try:
         if len(set(json)) < 2:
             raise UserError("two different files are needed to merge")
-        _require_other(out, json)
+        _require_other(out, json if class_map is None else [*json, class_map])
         contents = [coco_sets.read_content(file) for file in json]
         if images is not None and len(images) != len(json):
             raise UserError(f"--images is given {len(images)} times for {len(json)} files")
