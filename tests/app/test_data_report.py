@@ -38,3 +38,12 @@ def test_a_page_of_what_is_none_of_cocos(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data", "report", *arguments])
     assert result.exit_code == 0, result.output
     assert "no COCO-format file" in (tmp_path / "page.html").read_text()
+
+
+def test_a_file_that_is_none_of_cocos_gets_no_page(tmp_path: Path) -> None:
+    file, page = tmp_path / "set.json", tmp_path / "page.html"
+    file.write_text("[1, 2]")
+    arguments = ["data", "report", str(file), str(tmp_path), "--out", str(page)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "error: no COCO-format file" in result.stderr
+    assert not page.exists()

@@ -63,7 +63,7 @@ def anchors(
     )
     console.print(table)
     if ious[1].mean() < ious[0].mean() + _LITTLE:
-        console.print("the model's anchors fit: there is little to gain by")
+        console.print("the model's anchors fit; these would gain little:")
     print(
         f"'model.rpn.anchors.sizes={[[size] for size in sizes]}' "
         f"'model.rpn.anchors.aspect_ratios={ratios}'".replace(", ", ",")

@@ -12,6 +12,7 @@ from mrcnn_lightning.app.data_commands.training_size import training_size
 from mrcnn_lightning.app.errors import USER_ERRORS, sentence
 from mrcnn_lightning.data.checking.check import check, find_near_copies
 from mrcnn_lightning.inference.set_page import set_page
+from mrcnn_lightning.user_error import UserError
 
 
 @data_app.command()
@@ -25,6 +26,8 @@ def report(
         require_files(json, images)
         size = training_size()
         checked = check(json, images, size=size)
+        if checked.listed is None:
+            raise UserError(checked.found()[0].sentence())
         find_near_copies(checked)
         page = set_page(json, checked, size)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ class Listing:
     rescaled: dict[int, tuple[int, int]]  # rows of images, with their real height and width
     moved_images: set[int]  # rows of images whose objects are to be written anew
     moved_classes: set[int]
+    unjudged: set[int]  # rows of images whose objects are mended when their size is known
 
 
 def mended_listing(
@@ -45,7 +46,7 @@ def mended_listing(
         folder: of its images.
         changes: is added to.
     """
-    listing = Listing([], [], {}, {}, {}, set(), set())
+    listing = Listing([], [], {}, {}, {}, set(), set(), set())
     _mend_categories(tree["categories"], checked, listing, changes)
     _mend_images(tree["images"], checked, folder, listing, changes)
     return listing
@@ -95,6 +96,14 @@ def _mend_images(
         moved[row] = name
         reasons.pop(row, None)
     sizes = _real_sizes(checked)
+    resized = {row for row in sizes if _is_resized(row, sizes[row], checked)}
+    if _has_sizes_to_come(checked, reasons, moved, set(sizes) - resized):
+        # The format of all boxes is told by the sizes of all images: those come first.
+        listing.unjudged.update(range(len(images)))
+        sizes = {row: size for row, size in sizes.items() if row not in resized}
+        resized = set()
+    else:
+        listing.unjudged.update(_without_size(checked))
     ids = _ids([image.get("id") for image in images])
     first: dict[str, int] = {}
     for row, (image, new_id) in enumerate(zip(images, ids, strict=True)):
@@ -102,7 +111,7 @@ def _mend_images(
             changes[reasons[row]] += 1
             continue
         name = moved.get(row, image["file_name"])
-        if row in sizes and _is_resized(row, sizes[row], checked):
+        if row in resized:
             listing.rescaled[row] = sizes[row]
             listing.moved_images.add(row)
         if name in first:
@@ -172,6 +181,18 @@ def _real_sizes(checked: Checked) -> dict[int, tuple[int, int]]:
                 height, width = file.header.upright
                 sizes[row] = (height, width)
     return sizes
+
+
+def _without_size(checked: Checked) -> set[int]:
+    assert checked.listed is not None
+    return set(np.flatnonzero((checked.listed.sizes == 0).any(axis=1)).tolist())
+
+
+def _has_sizes_to_come(
+    checked: Checked, reasons: dict[int, str], moved: dict[int, str], wrong: set[int]
+) -> bool:
+    """Whether an image that is kept has its size corrected, or is found where that can be read."""
+    return bool((wrong | (set(moved) & _without_size(checked))) - set(reasons))
 
 
 def _is_resized(row: int, size: tuple[int, int], checked: Checked) -> bool:

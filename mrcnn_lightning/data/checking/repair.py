@@ -23,8 +23,9 @@ from mrcnn_lightning.data.checking.whole_set import TrainingSize
 from mrcnn_lightning.data.lvis import name_entries_by_url
 from mrcnn_lightning.user_error import UserError
 
-# What was mended may show what it hid, as polygons taken away do a lacking mask.
-_MAX_ROUNDS = 4
+# What was mended may show what it hid, as polygons taken away do a lacking mask; names of files
+# come before sizes of images, and those before objects.
+_MAX_ROUNDS = 6
 _OF_IDS = ("annotation-id", "annotation-id-twice", "annotation-id-0")
 _Tree = dict[str, Any]
 
@@ -161,14 +162,13 @@ def _mended(
             continue
         annotation = _decoded(raw)
         height, width = checked.listed.sizes[image].tolist()
-        kept = mender.mend(
+        if image not in listing.unjudged and not mender.mend(
             annotation,
             of_row,
             size=(height, width),
             corners=checked.corners[row],
             extent=objects.extents[row],
-        )
-        if not kept:
+        ):
             continue
         if image in listing.rescaled:
             scale(annotation, (height, width), listing.rescaled[image])

@@ -90,7 +90,7 @@ def check_set(
     rows = known[np.isfinite(objects.boxes[known]).all(axis=1)]
     again = repeats(objects.images[rows], objects.labels[rows], objects.boxes[rows])
     faults.add_rows("duplicate", rows[again], objects.place)
-    _check_masks(objects, faults)
+    _check_masks(objects, listed, faults)
     _check_classes(objects, listed, faults)
     empty = np.ones(len(listed.names), dtype=np.bool_)
     empty[objects.images[known]] = False
@@ -102,13 +102,15 @@ def check_set(
         _check_sizes(objects, corners, listed, size, faults)
 
 
-def _check_masks(objects: ObjectTable, faults: Faults) -> None:
+def _check_masks(objects: ObjectTable, listed: Listed, faults: Faults) -> None:
     has_mask = np.asarray(np.isfinite(objects.extents).all(axis=1))
     damaged = ("segmentation", "polygon-numbers", "polygon-odd", "polygon-short", "rle-size")
     said = [row for name in (*damaged, "rle-broken", "mask-empty") for row in faults.rows(name)]
     said += np.flatnonzero(objects.images < 0).tolist()
     has_mask[np.array(said, dtype=np.int64)] = True  # has one, of which more was said
-    missing = np.flatnonzero(~has_mask & ~objects.crowd)
+    # Run lengths of an image without a size were not read.
+    has_size = (listed.sizes_of(objects.images) > 0).all(axis=1)
+    missing = np.flatnonzero(~has_mask & ~objects.crowd & has_size)
     if len(missing) and not has_mask.any():
         faults.add("no-masks")
     else:

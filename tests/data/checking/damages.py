@@ -226,6 +226,12 @@ def swapped_sides(content: dict[str, Any], folder: Path) -> None:
     image["width"], image["height"] = image["height"], image["width"]
 
 
+@damage("image-size")
+def without_sides(content: dict[str, Any], folder: Path) -> None:
+    for image in content["images"][:2]:
+        image["width"], image["height"] = 0, 0
+
+
 @damage("image-turned")
 def _(content: dict[str, Any], folder: Path) -> None:
     path = folder / content["images"][0]["file_name"]

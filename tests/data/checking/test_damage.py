@@ -23,8 +23,13 @@ from tests.data.checking.damages import (
     DAMAGES,
     Damage,
     all_in_another_folder,
+    as_rle,
+    corners,
     resized,
+    swapped_sides,
+    without_sides,
     write_set,
+    yolo,
 )
 
 CASES = [pytest.param(*case, id=f"{number}-{case[0]}") for number, case in enumerate(DAMAGES)]
@@ -112,6 +117,35 @@ def test_damage_is_named_and_mended(
     data.setup("fit")
     for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))):
         assert batch.targets is not None and batch.targets.boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("form", [None, corners, yolo])
+@pytest.mark.parametrize("change", [swapped_sides, without_sides])
+def test_objects_wait_for_the_size_of_their_image(
+    change: Damage,
+    form: Damage | None,
+    damaged: Callable[[Damage], Any],
+    right: tuple[dict[str, Any], Path],
+) -> None:
+    whole = copy.deepcopy(right[0])
+    for each in whole["annotations"][::2]:
+        each["segmentation"] = as_rle(whole, each)
+
+    def both(content: dict[str, Any], folder: Path) -> None:
+        content |= copy.deepcopy(whole)
+        if form is not None:
+            form(content, folder)
+        change(content, folder)
+
+    file, folder = damaged(both)
+    out = file.with_name("new.json")
+    repair(file, folder, out, checked=check(file, folder))
+    mended = json.loads(out.read_text())
+    assert mended["images"] == whole["images"]
+    assert len(mended["annotations"]) == len(whole["annotations"])
+    for ours, theirs in zip(mended["annotations"], whole["annotations"], strict=True):
+        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-6)
+        assert ours["segmentation"] == theirs["segmentation"]
 
 
 def repaired_boxes(change: Damage, damaged: Callable[[Damage], Any]) -> dict[int, list[float]]:
