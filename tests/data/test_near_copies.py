@@ -52,7 +52,7 @@ def test_changed_photos_are_grouped_with_their_own(tmp_path: Path) -> None:
 
 
 def test_real_photos_are_all_different() -> None:
-    folder = shared("balloon/val")
+    folder = shared("data/balloon/val")
     assert near_copies(sorted(folder.glob("*.jpg"))) == []
 
 

@@ -106,18 +106,18 @@ def test_there_and_back(coco: Path, tmp_path: Path, to: str) -> None:
 
 @pytest.mark.parametrize("to", ["cvat", "labelme", "png", "via", "yolo"])
 def test_real_annotations(tmp_path: Path, to: str) -> None:
-    file = shared("coco_tiny/annotations/instances_val2017.json")
+    file = shared("data/coco_tiny/annotations/instances_val2017.json")
     content = json.loads(file.read_text())
     crowded = {each["image_id"] for each in content["annotations"] if each["iscrowd"]}
     content["images"] = [each for each in content["images"] if each["id"] in sorted(crowded)[:4]]
     ids = {each["id"] for each in content["images"]}
     content["annotations"] = [e for e in content["annotations"] if e["image_id"] in ids]
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    images = shared("coco_tiny/val2017") if to != "yolo" else tmp_path / "images"
+    images = shared("data/coco_tiny/val2017") if to != "yolo" else tmp_path / "images"
     if to == "yolo":  # takes all images of its folder
         images.mkdir()
         for each in content["images"]:
-            source = shared("coco_tiny/val2017") / each["file_name"]
+            source = shared("data/coco_tiny/val2017") / each["file_name"]
             (images / each["file_name"]).symlink_to(source)
     after = there_and_back(tmp_path / "coco.json", images, to, tmp_path)
     assert least_iou(read_coco(tmp_path / "coco.json"), after, crowds=to != "yolo") > 0.98
