@@ -121,7 +121,7 @@ class COCODataset(Dataset[Sample]):
             try:
                 moved = self._moved(index, image)
                 if self.copy_paste and float(torch.rand(())) < self.copy_paste:
-                    moved = paste_objects(moved, self._another())
+                    moved = paste_objects(moved, self._another(epoch_and_index[1]))
                 targets = image_targets(
                     moved, mini_mask_size=self.mini_mask_size, boxes_from=self.boxes_from
                 )
@@ -141,9 +141,10 @@ class COCODataset(Dataset[Sample]):
         objects, with_masks = self.annotations.objects(index), self.mini_mask_size is not None
         return move_objects(image, objects, self.transform, with_masks=with_masks)
 
-    def _another(self) -> MovedImage:
-        """An image drawn at random, after a transform of its own."""
-        return self._moved(*self._read(int(torch.randint(len(self), ()))))
+    def _another(self, number: int) -> MovedImage:
+        """Another image, drawn at random, after a transform of its own."""
+        further = 1 + int(torch.randint(max(len(self) - 1, 1), ()))
+        return self._moved(*self._read((number + further) % len(self)))
 
     def path(self, index: int) -> Path:
         """The file of an image of the set."""

@@ -5,7 +5,7 @@ G objects of one image, P points, M mini-mask side, h and w of a mask's crop.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycocotools.mask
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrcnn_lightning.data.annotations import Objects
+from mrcnn_lightning.data.points import cut_to, within
 from mrcnn_lightning.data.segmentations import clipped, encode_polygons
 
 # Polygons that reach further out, in cells, are clipped: pycocotools' time grows with their edges.
@@ -65,6 +66,19 @@ def pixels_at(pixels: Tensor, *, left: int, top: int) -> ObjectMask:
     return ObjectMask([torch.tensor(corners, dtype=torch.float32)], pixels)
 
 
+def cut_mask(mask: ObjectMask, convex: Tensor) -> ObjectMask:
+    """The part of a mask that lies in a convex polygon (V, 2); perhaps none of its polygons."""
+    if mask.pixels is None:
+        parts = [cut_to(points, convex) for points in mask.points]
+        return ObjectMask([part for part in parts if len(part) >= 3], None)
+    first, right, below = mask.points[0]
+    height, width = mask.pixels.shape
+    across = ((torch.arange(width) + 0.5) / width)[:, None] * (right - first)  # (w, 2)
+    down = ((torch.arange(height) + 0.5) / height)[:, None] * (below - first)  # (h, 2)
+    middles = (first + down[:, None] + across).view(-1, 2)
+    return replace(mask, pixels=mask.pixels * within(middles, convex).view(height, width))
+
+
 def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
     """What polygons (P, 2) cover of a frame (4,), as (size, size) uint8 cells."""
     cells_per_pixel = size / (frame[2:] - frame[:2])
@@ -74,6 +88,9 @@ def rasterize(polygons: Sequence[Tensor], frame: Tensor, size: int) -> Tensor:
 
 def _encoded(polygons: Sequence[Tensor], size: tuple[int, int]) -> dict[str, object]:
     flat = [points.flatten().double().clamp(-_FARTHEST, _FARTHEST).numpy() for points in polygons]
+    if not flat:
+        nothing: dict[str, object] = pycocotools.mask.encode(np.zeros(size, np.uint8, order="F"))
+        return nothing
     near = [p if abs(p).max() <= _FAR else np.array(clipped(p, -_FAR, _FAR)) for p in flat]
     return encode_polygons(near, size)
 

@@ -1,10 +1,10 @@
 """Points of an image's plane that follow torchvision's transforms v2.
 
-P points.
+P points, V corners of the picture.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,23 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv_functional
 
+# A point is outside of an edge when it is further away than this, in pixels.
+_OUTSIDE = 1e-3
+
 
 class Points(tv_tensors.TVTensor):
     """Points (P, 2) of an image's plane: x from 0 to W, y from 0 to H, pixels between whole ones.
 
     torchvision's own KeyPoints name pixels, 0 to W - 1, which would shift polygons by one at a
     flip; they are also clamped to the image.
+
+    `picture` (V, 2) are the corners of the part of the plane, a convex one, that still shows the
+    file's image: a crop cuts it, and what was cut away does not come back where the image grows.
     """
 
     canvas_size: tuple[int, int]
     num_boxes: int
+    picture: Tensor
 
     def __new__(cls, data: Tensor, *, canvas_size: Sequence[int], num_boxes: int = 0) -> "Points":
         """Points of an image.
@@ -34,12 +41,68 @@ class Points(tv_tensors.TVTensor):
         points: Points = data.as_subclass(cls)
         points.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
         points.num_boxes = num_boxes
+        points.picture = canvas_corners(canvas_size)
         return points
 
     def boxes(self) -> Tensor:
         """The boxes (num_boxes, 4) around their corners."""
         corners = self.as_subclass(Tensor)[: 4 * self.num_boxes].view(-1, 4, 2)
         return torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+
+
+def canvas_corners(canvas_size: Sequence[int]) -> Tensor:
+    """The corners (4, 2) of an image of a height and width, one after the other."""
+    height, width = canvas_size
+    return torch.tensor([[0, 0], [width, 0], [width, height], [0, height]], dtype=torch.float32)
+
+
+def within(points: Tensor, convex: Tensor) -> Tensor:
+    """Which of points (P, 2) lie in a convex polygon (V, 2), or beside it by next to nothing."""
+    if len(convex) < 3:
+        return torch.zeros(len(points), dtype=torch.bool)
+    inward, offset = _edges(convex)
+    return (points @ inward.T - offset >= -_OUTSIDE).all(1)
+
+
+def cut_to(polygon: Tensor, convex: Tensor) -> Tensor:
+    """The part of a polygon (P, 2) that lies in a convex one (V, 2), as (P', 2).
+
+    By Sutherland and Hodgman (1974): parts that come apart stay joined along the cut.
+    """
+    if len(convex) < 3:
+        return polygon[:0]
+    if within(polygon, convex).all():
+        return polygon
+    for inward, offset in zip(*_edges(convex), strict=True):
+        distance = polygon @ inward - offset
+        following = distance.roll(-1)
+        is_inside = distance >= -_OUTSIDE
+        part = (distance / (distance - following))[:, None]
+        crossing = polygon + part * (polygon.roll(-1, 0) - polygon)
+        kept = torch.stack([is_inside, is_inside != is_inside.roll(-1)], dim=1).flatten()
+        polygon = torch.stack([polygon, crossing], dim=1).view(-1, 2)[kept]
+    return polygon
+
+
+def _edges(convex: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a convex polygon's edges, the direction inwards (V, 2) and how far along it they lie."""
+    edge = convex.roll(-1, 0) - convex
+    inward = torch.stack([-edge[:, 1], edge[:, 0]], dim=1)
+    inward = inward / inward.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    # A flip turns the order of the corners.
+    is_outward = ((convex.mean(0) - convex) * inward).sum(1, keepdim=True) < 0
+    inward = torch.where(is_outward, -inward, inward)
+    return inward, (convex * inward).sum(1)
+
+
+def _mapped(
+    points: Points, canvas_size: Sequence[int], function: Callable[[Tensor], Tensor]
+) -> Points:
+    moved = Points(
+        function(points.as_subclass(Tensor)), canvas_size=canvas_size, num_boxes=points.num_boxes
+    )
+    moved.picture = cut_to(function(points.picture), moved.picture)
+    return moved
 
 
 def _moved(
@@ -49,12 +112,8 @@ def _moved(
     factor: tuple[float, float] = (1.0, 1.0),
     offset: tuple[float, float] = (0.0, 0.0),
 ) -> Points:
-    plain = points.as_subclass(Tensor)
-    return Points(
-        plain * plain.new_tensor(factor) + plain.new_tensor(offset),
-        canvas_size=canvas_size,
-        num_boxes=points.num_boxes,
-    )
+    scale, shift = points.new_tensor(factor), points.new_tensor(offset)
+    return _mapped(points, canvas_size, lambda plain: plain * scale + shift)
 
 
 @tv_functional.register_kernel(tv_functional.horizontal_flip, Points)
@@ -166,5 +225,8 @@ def _turned(
     points: Points, linear: Tensor, middle: Tensor, shift: Tensor, canvas_size: Sequence[int]
 ) -> Points:
     """Points turned by a matrix (2, 2) about `middle`, which comes to lie at `shift`."""
-    turned = (points.as_subclass(Tensor) - middle).double() @ linear.T + shift
-    return Points(turned.to(points.dtype), canvas_size=canvas_size, num_boxes=points.num_boxes)
+
+    def turn(plain: Tensor) -> Tensor:
+        return ((plain - middle).double() @ linear.T + shift).to(plain.dtype)
+
+    return _mapped(points, canvas_size, turn)

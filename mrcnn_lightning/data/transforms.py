@@ -15,13 +15,14 @@ from torchvision.transforms import v2
 from mrcnn_lightning.data.annotations import Objects
 from mrcnn_lightning.data.object_masks import (
     ObjectMask,
+    cut_mask,
     frames_of,
     masks_of,
     mini_masks,
     outline_boxes,
     pixel_boxes,
 )
-from mrcnn_lightning.data.points import Points
+from mrcnn_lightning.data.points import Points, canvas_corners, cut_to, within
 from mrcnn_lightning.user_error import UserError
 
 # An object is gone when less of it than this is left in the image, in pixels (Detectron2's).
@@ -135,7 +136,8 @@ def move_objects(
     """An image and its objects after a transform.
 
     Boxes follow by their corners. Where that shears them, or turns them by other than quarter
-    turns, they would be too large: there they are those of the masks' outlines.
+    turns, they would be too large: there they are those of the masks' outlines. What is cut away
+    does not come back where the image grows again, as in padding after a crop.
 
     Args:
         image: (C, H, W) uint8 or float32.
@@ -163,13 +165,15 @@ def move_objects(
     parts = iter(moved.as_subclass(Tensor).split([len(points) for points in flat]))
     ends = torch.stack([next(parts) for _ in corners]) if corners else torch.zeros(0, 4, 2)
     masks = [replace(mask, points=[next(parts) for _ in mask.points]) for mask in masks]
-    boxes = torch.cat([ends.amin(1), ends.amax(1)], dim=1)
     edges = (ends[:, [1, 3]] - ends[:, :1]).abs()  # (G, 2, 2): the upper and the left one
     is_turned = (edges > _TURNED).all(2).any(1)
+    if with_masks:  # which crowds may lack
+        has_mask = [mask.pixels is None or bool(mask.pixels.any()) for mask in masks]
+        is_turned &= torch.tensor(has_mask, dtype=torch.bool)
+    ends, masks = _shown(ends, masks, moved)
+    boxes = torch.cat([ends.amin(1), ends.amax(1)], dim=1)
     if with_masks and is_turned.any():
-        # Crowds may be annotated by a box alone.
-        has_mask = torch.tensor([mask.pixels is None or bool(mask.pixels.any()) for mask in masks])
-        boxes = torch.where((is_turned & has_mask)[:, None], outline_boxes(masks, size), boxes)
+        boxes = torch.where(is_turned[:, None], outline_boxes(masks, size), boxes)
     limit = torch.tensor([size[1], size[0]], dtype=torch.float32)
     return MovedImage(
         image=image.as_subclass(Tensor),
@@ -178,6 +182,23 @@ def move_objects(
         crowd=objects.crowd,
         masks=masks if with_masks else None,
     )
+
+
+def _shown(
+    ends: Tensor, masks: list[ObjectMask], points: Tensor
+) -> tuple[Tensor, list[ObjectMask]]:
+    """Boxes' corners (G, 4, 2) and masks without what a crop cut away before the image grew."""
+    if not isinstance(points, Points):  # but what a user's own transform made of them
+        return ends, masks
+    if within(canvas_corners(points.canvas_size), points.picture).all():
+        return ends, masks
+    boxes = torch.zeros_like(ends)
+    for box, corners in zip(boxes, ends, strict=True):
+        left = cut_to(corners, points.picture)
+        if len(left):
+            (x1, y1), (x2, y2) = left.amin(0), left.amax(0)
+            box[:] = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2]).view(4, 2)
+    return boxes, [cut_mask(mask, points.picture) for mask in masks]
 
 
 def image_targets(

@@ -94,7 +94,7 @@ def test_one_seed_is_one_result_with_any_number_of_workers(
     jitter = "data.train_transforms=[{_target_:torchvision.transforms.v2.ColorJitter,hue:0.5}]"
     batches = []
     for workers in (0, 1, 3):
-        data = small(f"data.num_workers={workers}", jitter)
+        data = small(f"data.num_workers={workers}", jitter, "data.copy_paste=0.7")
         data.setup("fit")
         torch.manual_seed(workers)
         batches.append(list(data.train_dataloader()))
@@ -309,9 +309,9 @@ def test_a_canvas_that_is_too_small(small: Callable[..., COCODataModule]) -> Non
 
 
 def test_transforms_that_shapes_cannot_follow(small: Callable[..., COCODataModule]) -> None:
-    rotation = "{_target_: torchvision.transforms.v2.RandomPerspective}"
+    perspective = "{_target_: torchvision.transforms.v2.RandomPerspective}"
     with pytest.raises(hydra.errors.InstantiationException, match="has RandomPerspective, which"):
-        small(f"data.train_transforms=[{rotation}]")
+        small(f"data.train_transforms=[{perspective}]")
 
 
 @pytest.mark.parametrize("key", ["limit_train_batches", "overfit_batches"])

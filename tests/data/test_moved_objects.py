@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from mrcnn_lightning.data.annotations import Objects
 from mrcnn_lightning.data.augmentation import RandomRotation90
+from mrcnn_lightning.data.object_masks import pixels_of
 from mrcnn_lightning.data.transforms import compose_transforms, image_targets, move_objects
 
 SIZE = (60, 80)
@@ -68,6 +69,41 @@ def test_a_mask_moved_then_boxed_is_its_box_moved(
         torch.testing.assert_close(
             targets.boxes, box, atol=2.0, rtol=0, msg=lambda text: f"{move}: {text}"
         )
+
+
+GROWING = st.one_of(
+    EXPANDED,
+    st.tuples(ANGLES, st.just(v2.RandomHorizontalFlip(1.0)), SMALLER).map(v2.Compose),
+    st.integers(0, 30).map(lambda room: v2.Pad(room)),
+)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "run lengths"])
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.tuples(st.integers(20, 60), st.integers(20, 80)),
+    grow=GROWING,
+    middle=st.tuples(st.floats(16, 64), st.floats(16, 44)),
+)
+def test_what_a_crop_cut_away_does_not_come_back(
+    kind: str, size: tuple[int, int], grow: v2.Transform, middle: tuple[float, float]
+) -> None:
+    corners = torch.tensor([[-14.0, 0], [0, -12], [14, 0], [0, 12]])
+    rhombus = torch.tensor(middle) + corners
+    objects = one_object(rhombus, [rhombus] if kind == "polygon" else run_lengths_of(rhombus))
+    move = v2.Compose([v2.CenterCrop(size), grow])
+    moved = move_objects(IMAGE, objects, compose_transforms([move]), with_masks=True)
+    expected = move(tv_tensors.Mask(drawn(rhombus)[None])).as_subclass(Tensor)[0]
+    assert moved.masks is not None
+    height, width = moved.size
+    ours = pixels_of(moved.masks[0], (0, 0, width, height))
+    # A line of pixels along the outline, of 74 at most, may be either one's.
+    assert (ours != expected).sum() <= 37
+    targets = image_targets(moved, mini_mask_size=56, boxes_from="outlines")
+    if expected.sum() > 4:
+        assert len(targets.boxes) == 1
+    if not expected.any():
+        assert ((targets.boxes[:, 2:] - targets.boxes[:, :2]).amin(1) <= 2).all()
 
 
 def test_a_crowd_of_a_box_alone_is_turned_by_its_corners() -> None:
