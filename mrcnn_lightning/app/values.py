@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from math import isnan
+from numbers import Number
 from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ _WORDS = {
     bool: "switch (true or false)",
     int: "whole number",
     float: "number",
+    Number: "number",
     str: "text",
     NoneType: "null",
 }
@@ -151,6 +153,8 @@ def _accepts(kind: Any, value: Any) -> bool:
         return True
     if origin is Literal:  # which text it is, the part says
         return any(isinstance(value, type(each)) for each in arguments)
+    if kind is Number:  # as torchvision writes it
+        kind = float
     if kind in _WORDS:
         if kind is float and type(value) is float:
             return not isnan(value)

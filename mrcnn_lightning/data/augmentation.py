@@ -105,7 +105,7 @@ class RandomRotation90:
 class RandomCropAroundObject:
     """Cuts a part of random size in which the middle of an object lies, drawn at random.
 
-    As Detectron2's crop with an instance; an image without objects is cut anywhere.
+    As Detectron2's `gen_crop_transform_with_instance`; an image without objects is cut anywhere.
 
     Args:
         size_range: the least and the greatest part of the height and of the width, each drawn by
@@ -118,8 +118,8 @@ class RandomCropAroundObject:
     def __init__(self, *, size_range: Sequence[float]) -> None:
         if len(size_range) != 2 or not 0 < size_range[0] <= size_range[1] <= 1:
             raise UserError(
-                f"data.train_transforms: size_range={list(size_range)} of RandomCropAroundObject "
-                "is not two parts of an image, the lesser first: 0 < a <= b <= 1"
+                f"size_range={list(size_range)} of RandomCropAroundObject is not two parts of an "
+                "image, the lesser first: 0 < a <= b <= 1"
             )
         self.size_range = size_range
 

@@ -86,6 +86,14 @@ def test_right_values_of_every_kind_are_accepted(composed: DictConfig) -> None:
     check_values(cfg)
 
 
+def test_torchvisions_numbers_are_numbers() -> None:
+    part = {"_target_": "torchvision.transforms.v2.RandomRotation", "expand": True}
+    for degrees in (10, 22.5, [-10, 10]):
+        check_values(OmegaConf.create({"data": part | {"degrees": degrees}}))
+    with pytest.raises(ValueError, match="data.degrees=ten is no number"):
+        check_values(OmegaConf.create({"data": part | {"degrees": "ten"}}))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

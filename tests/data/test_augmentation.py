@@ -10,7 +10,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mrcnn_lightning.data.annotations import Objects
-from mrcnn_lightning.data.augmentation import RandomScale, RandomShorterSide, RandomSquare
+from mrcnn_lightning.data.augmentation import (
+    RandomCropAroundObject,
+    RandomScale,
+    RandomShorterSide,
+    RandomSquare,
+)
 from mrcnn_lightning.data.points import Points
 from mrcnn_lightning.data.sizing import shorter_side_rounded
 from mrcnn_lightning.data.transforms import ImageTargets, compose_transforms
@@ -258,3 +263,44 @@ def test_two_flips_are_none() -> None:
     torch.testing.assert_close(back.mask_frames, targets.mask_frames, rtol=0, atol=1e-4)
     assert targets.masks is not None and targets.masks.flatten(1).any(1).all()
     assert torch.equal(back.masks, targets.masks)
+
+
+def test_a_crop_around_an_object_keeps_the_middle_of_one() -> None:
+    """Detectron2's rule: an object at random, then any place where its middle is in the crop."""
+    image = lines(60, 80)
+    objects = torch.tensor([[0.0, 0, 6, 4], [70, 50, 80, 60], [30, 20, 45, 50]])
+    flat = objects[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 2)
+    middles = (objects[:, :2] + objects[:, 2:]) / 2
+    kept, starts, sizes = torch.zeros(3), set(), []
+    torch.manual_seed(0)
+    for _ in range(400):
+        crop = RandomCropAroundObject(size_range=[0.25, 0.6])
+        cut, moved = crop(image, Points(flat, canvas_size=(60, 80), num_boxes=3))
+        height, width = cut.shape[1:]
+        top, left = int(cut[0, 0, 0]), int(cut[1, 0, 0])
+        assert torch.equal(cut, image[:, top : top + height, left : left + width])
+        assert torch.equal(moved.as_subclass(Tensor), flat - torch.tensor([left, top]))
+        low, high = torch.tensor([left, top]), torch.tensor([left + width, top + height])
+        is_in = ((middles >= low) & (middles < high)).all(1)
+        assert is_in.any()
+        kept += is_in
+        starts.add((top, left))
+        sizes.append((height / 60, width / 80))
+    assert kept.amin() > 90 and len(starts) > 200
+    parts = torch.tensor(sizes)
+    assert 0.24 < parts.amin() < 0.27 and 0.58 < parts.amax() < 0.61
+    # Each side is drawn by itself.
+    assert abs(torch.corrcoef(parts.T)[0, 1]) < 0.2
+
+
+def test_a_crop_without_objects_and_one_of_no_size() -> None:
+    crop = RandomCropAroundObject(size_range=[0.5, 0.5])
+    tops = set()
+    for _ in range(100):
+        cut, _ = crop(lines(8, 8), Points(torch.zeros(0, 2), canvas_size=(8, 8)))
+        assert cut.shape == (3, 4, 4)
+        tops.add(int(cut[0, 0, 0]))
+    assert tops == set(range(5))
+    for wrong in ([0.9, 0.2], [0, 0.5], [0.5, 1.5], [0.5]):
+        with pytest.raises(ValueError, match="size_range=.* is not two parts of an image"):
+            RandomCropAroundObject(size_range=wrong)
