@@ -32,14 +32,6 @@ def test_a_page_needs_nothing_beside_it(shapes_root: Path, tmp_path: Path) -> No
     assert "10 images" in html
 
 
-def test_a_page_of_what_is_none_of_cocos(tmp_path: Path) -> None:
-    (tmp_path / "set.json").write_text("{}")
-    arguments = [str(tmp_path / "set.json"), str(tmp_path), "--out", str(tmp_path / "page.html")]
-    result = CliRunner().invoke(app, ["data", "report", *arguments])
-    assert result.exit_code == 0, result.output
-    assert "no COCO-format file" in (tmp_path / "page.html").read_text()
-
-
 def test_a_file_that_is_none_of_cocos_gets_no_page(tmp_path: Path) -> None:
     file, page = tmp_path / "set.json", tmp_path / "page.html"
     file.write_text("[1, 2]")
