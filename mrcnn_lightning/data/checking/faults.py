@@ -99,6 +99,11 @@ OF_IMAGES = {
         "folder below, or drops the image",
     ),
     "image-broken": Kind("error", "image files that cannot be read", _RESAVE),
+    "image-too-large": Kind(
+        "error",
+        "images of more than 179 megapixels, which Pillow does not decode at once",
+        "cut them into smaller files",
+    ),
     "image-truncated": Kind("error", "image files that end too early", _RESAVE),
     "image-size-differs": Kind(
         "error",

@@ -69,6 +69,8 @@ def _looked_at(path: Path) -> ImageFile:
             file.load()
     except UnidentifiedImageError:
         _look_at_bands(found)
+    except Image.DecompressionBombError:  # a right file, perhaps
+        found.problem = "image-too-large"
     except Exception as error:  # what Pillow raises for damaged files has no common ancestor
         found.problem = "image-broken" if found.header is None else "image-truncated"
         found.error = str(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mrcnn_lightning.data.checking.check import Checked, check, compare
 from mrcnn_lightning.data.checking.repair import repair
@@ -146,6 +147,27 @@ def test_objects_wait_for_the_size_of_their_image(
     for ours, theirs in zip(mended["annotations"], whole["annotations"], strict=True):
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-6)
         assert ours["segmentation"] == theirs["segmentation"]
+
+
+def test_images_too_large_for_pillow_are_named_and_kept(
+    damaged: Callable[[Damage], Any],
+    right: tuple[dict[str, Any], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def enlarge(content: dict[str, Any], folder: Path) -> None:
+        image = content["images"][0]
+        path = folder / image["file_name"]
+        with Image.open(path) as file:
+            file.resize((400, 300)).save(path)
+        image["width"], image["height"] = 400, 300
+
+    file, folder = damaged(enlarge)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    checked = check(file, folder)
+    found = {fault.name for fault in checked.found()}
+    assert "image-too-large" in found and "image-broken" not in found
+    repaired = repair(file, folder, file.with_name("new.json"), checked=checked)
+    assert repaired.checked.numbers() == check_of(right).numbers()
 
 
 def repaired_boxes(change: Damage, damaged: Callable[[Damage], Any]) -> dict[int, list[float]]:
