@@ -22,6 +22,8 @@ from mrcnn_lightning.results.rle import decode_crops
 
 # Smaller images are enlarged until their longer side has so many pixels at least: names need room.
 LONGER_SIDE = 512
+# Names of more objects would hide them: there are thin boxes alone.
+_MOST_NAMES = 100
 _GOLDEN_RATIO = 0.618034
 _Rectangle = tuple[float, float, float, float]
 
@@ -72,7 +74,7 @@ def draw_objects(
     scores: Tensor | None = None,
     masks: Iterable[Crop] | None = None,
 ) -> Image.Image:
-    """A picture of an image with boxes, names, scores and masks.
+    """A picture of an image with boxes, masks and, of 100 objects at most, names and scores.
 
     Args:
         image: (3, H, W) uint8, is left as it is.
@@ -98,10 +100,13 @@ def draw_objects(
         f"{class_names[label - 1]}{value}" for label, value in zip(labels, values, strict=True)
     ]
     canvas, taken = ImageDraw.Draw(picture), list[_Rectangle]()
+    has_names = sum(seen) <= _MOST_NAMES
+    width = 2 if has_names else 1
     for box, name, color, is_seen in zip(boxes.tolist(), names, colors, seen, strict=True):
         if is_seen:
             x1, y1, x2, y2 = (side * scale for side in box)
-            canvas.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=color, width=2)
+            canvas.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=color, width=width)
+        if is_seen and has_names:
             _write(canvas, name, (x1, y1, x2, y2), color, taken)
     return picture
 

@@ -77,3 +77,17 @@ def test_side_by_side() -> None:
     left, right = Image.new("RGB", (5, 9), "black"), Image.new("RGB", (7, 9), "red")
     both = pixels_of(side_by_side(left, right))
     assert both.shape == (3, 9, 16) and not both[:, :, :5].any() and (both[0, :, 9:] == 255).all()
+
+
+def test_names_of_a_crowded_image_are_left_out() -> None:
+    """Of 101 objects: boxes alone, a pixel wide, and nothing beside them."""
+    corner = torch.arange(101)[:, None] * torch.tensor([5, 0]) + 10
+    boxes = torch.cat([corner, corner + torch.tensor([4, 20])], dim=1).float()
+    image = torch.zeros(3, 100, 520, dtype=torch.uint8)
+    labels = torch.ones(101, dtype=torch.int64)
+    picture = draw_objects(image, boxes=boxes, labels=labels, class_names=["a"])
+    pixels = pixels_of(picture).amax(0) > 0
+    assert not pixels[:10].any() and not pixels[30:].any()
+    assert pixels[10, 10:14].all() and not pixels[11:29, 11:13].any()
+    few = draw_objects(image, boxes=boxes[:100], labels=labels[:100], class_names=["a"])
+    assert (pixels_of(few).amax(0) > 0)[:10].any()
