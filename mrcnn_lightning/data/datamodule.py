@@ -1,34 +1,29 @@
 """The LightningDataModule of COCO and of any COCO-format set."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.bands import DType, ImageFormat
 from mrcnn_lightning.data.dataset import COCODataset, collate
-from mrcnn_lightning.data.headers import check_images
 from mrcnn_lightning.data.loader import TimedLoader
 from mrcnn_lightning.data.merged_sets import Classes
-from mrcnn_lightning.data.report import contents, oddities
 from mrcnn_lightning.data.samplers import EvalBatchSampler, TrainBatchSampler
 from mrcnn_lightning.data.sampling import Sampling, images_and_labels, part_of
 from mrcnn_lightning.data.sizing import Canvas, Resize
+from mrcnn_lightning.data.splits import Splits
 from mrcnn_lightning.data.transforms import BoxSource, colour_transforms, compose_transforms
 from mrcnn_lightning.data.window_reader import WindowReader
-from mrcnn_lightning.data.windows import Cut, Windows
+from mrcnn_lightning.data.windows import Windows
 from mrcnn_lightning.structures import Batch, map_tensors
 from mrcnn_lightning.user_error import UserError
 
-_log = logging.getLogger(__name__)
 
 # What each stage reads; the last is what it evaluates.
 SPLITS_OF_STAGE = {
@@ -135,26 +130,13 @@ class COCODataModule(lightning.LightningDataModule):
         ):
             if choice not in choices:
                 raise UserError(f"data.{key}={choice} is not one of {', '.join(choices)}")
-        self.files = {
-            "train": (_listed(train_images), _listed(train_json)),
-            "val": (_listed(val_images), _listed(val_json)),
-            "test": (_listed(test_images or val_images), _listed(test_json or val_json)),
-        }
-        for split, (folders, jsons) in self.files.items():
-            if len(folders) != len(jsons) or not jsons:
-                raise UserError(
-                    f"data.{split}_json has {len(jsons)} files and data.{split}_images "
-                    f"{len(folders)} folders: each set has one of both"
-                )
-        num_sets = len(self.files["train"][1])
+        num_sets = 1 if isinstance(train_json, str) else len(train_json)
         self.train_weights = [1.0] * num_sets if train_weights is None else list(train_weights)
         if len(self.train_weights) != num_sets or min(self.train_weights) < 0:
             raise UserError(
                 f"data.train_weights={train_weights} must be {num_sets} numbers from 0 on, one for "
                 "each file of data.train_json"
             )
-        self.classes = _other_names(classes)
-        self._known_classes: dict[str, None] = {}  # by the files' own names
         self.prepare = prepare
         self.image_format = ImageFormat(channels, dtype)
         self.image_format.require_known()
@@ -165,7 +147,15 @@ class COCODataModule(lightning.LightningDataModule):
                 f"have data.channels={channels} data.dtype={dtype}: leave it out"
             )
         self.windows = windows
-        self._cuts: dict[str, Cut] = {}
+        self.splits = Splits(
+            images={"train": train_images, "val": val_images, "test": test_images or val_images},
+            jsons={"train": train_json, "val": val_json, "test": test_json or val_json},
+            classes=classes,
+            image_format=self.image_format,
+            windows=windows,
+            cache_dir=cache_dir,
+            with_masks=with_masks,
+        )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.resize = resize
@@ -184,10 +174,19 @@ class COCODataModule(lightning.LightningDataModule):
         self.cache_dir = cache_dir
         self.with_masks = with_masks
         self.seed = seed
-        self.annotations: dict[str, Annotations] = {}
         self._copies: torch.cuda.Stream | None = None
         # Where training stood when it was resumed.
         self._resumed = {"images": 0, "steps": 0}
+
+    @property
+    def files(self) -> dict[str, tuple[list[str], list[str]]]:
+        """Folders of images and json files of each split."""
+        return self.splits.files
+
+    @property
+    def annotations(self) -> dict[str, Annotations]:
+        """Of the splits that were read."""
+        return self.splits.annotations
 
     @property
     def class_names(self) -> list[str]:
@@ -211,113 +210,10 @@ class COCODataModule(lightning.LightningDataModule):
                 "stage=predict finds objects in whole images: leave out data/windows, or evaluate "
                 "windows with stage=test"
             )
-        missing = [split for split in SPLITS_OF_STAGE[stage] if split not in self.annotations]
-        if missing and self.prepare is not None:
+        splits = SPLITS_OF_STAGE[stage]
+        if self.prepare is not None and not set(splits) <= set(self.annotations):
             self.prepare()
-        for split in missing:
-            self._require_files(split)
-            annotations = self._read(split)
-            if self.windows is not None:
-                self._require_one_file(split)
-                self._refuse_lvis(split, [annotations])
-                self._cuts[split] = self.windows.cut(annotations, self.cache_dir)
-                annotations = self._cuts[split].annotations
-            self.annotations[split] = annotations
-            if stage != "predict":
-                self._require_truth(split)
-                self._report(split, is_evaluated=split == SPLITS_OF_STAGE[stage][-1])
-        for old in self.classes:
-            if old not in self._known_classes:
-                raise UserError(
-                    f"data.classes names {old}, which is no class of the data: it has "
-                    f"{', '.join(self._known_classes)}"
-                )
-        for split, annotations in self.annotations.items():
-            own = set(zip(annotations.category_ids, annotations.class_names, strict=True))
-            others = set(zip(self.category_ids, self.class_names, strict=True))
-            for category, name in sorted(own ^ others)[:1]:
-                raise UserError(
-                    f"data.{split}_json={_text(self.files[split][1])} has other categories than "
-                    f"the file beside it: only one of them has {name} with the id {category}"
-                )
-
-    def _read(self, split: str) -> Annotations:
-        """The annotations of a split's files, compared with their images, as one set.
-
-        Raises:
-            UserError: see `Annotations.load`, `check_images` and `merged`; or one is LVIS's, and
-                is evaluated, which can only be done as it is.
-        """
-        parts = []
-        for folder, json in zip(*self.files[split], strict=True):
-            part = Annotations.load(json, cache_dir=self.cache_dir)
-            check_images(
-                part,
-                images=(f"data.{split}_images", folder),
-                json=f"data.{split}_json={json}",
-                cache_dir=self.cache_dir,
-                image_format=self.image_format,
-            )
-            parts.append(part)
-            self._known_classes |= dict.fromkeys(part.class_names)
-        if len(parts) == 1 and not self.classes:
-            return parts[0]
-        self._refuse_lvis(split, parts)
-        return Annotations.merge(parts, self.classes, cache_dir=self.cache_dir)
-
-    def _refuse_lvis(self, split: str, parts: Sequence[Annotations]) -> None:
-        if split != "train" and any(part.frequencies is not None for part in parts):
-            raise UserError(
-                f"data.{split}_json={_text(self.files[split][1])} has neg_category_ids, as LVIS "
-                "has: it is evaluated as it is, without data.classes, data.windows and other "
-                "files beside it"
-            )
-
-    def _require_one_file(self, split: str) -> None:
-        if len(self.files[split][1]) > 1:
-            raise UserError(
-                f"data.{split}_json={_text(self.files[split][1])} are several sets, and "
-                "data.windows cuts the images of one: give one, or leave data/windows out"
-            )
-
-    def _require_truth(self, split: str) -> None:
-        """Refuse a file that is not annotated as far as the model needs it."""
-        name, annotations = (
-            f"data.{split}_json={_text(self.files[split][1])}",
-            self.annotations[split],
-        )
-        if not annotations.is_annotated:
-            raise UserError(f"{name} has no annotations: stage=predict needs none")
-        without = annotations.without_mask
-        if self.with_masks and without:
-            some = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
-            raise UserError(
-                f"the model has a mask head, but {len(without)} objects of {name} have no "
-                f"segmentation (annotations {some}): model=faster_rcnn learns from boxes alone"
-            )
-
-    @rank_zero_only
-    def _report(self, split: str, *, is_evaluated: bool) -> None:
-        """Say what is in a file that was read."""
-        annotations, file = (
-            self.annotations[split],
-            f"data.{split}_json={_text(self.files[split][1])}",
-        )
-        for sentence in contents(annotations):
-            _log.info("%s: %s", file, sentence)
-        for sentence in oddities(annotations, is_evaluated=is_evaluated):
-            _log.warning("%s: %s", file, sentence)
-
-    def _require_files(self, split: str) -> None:
-        images, jsons = self.files[split]
-        paths = [*(("json", path) for path in jsons), *(("images", path) for path in images)]
-        for kind, path in paths:
-            if not Path(path).exists():
-                raise UserError(
-                    f"data.{split}_{kind}={path} does not exist: say where the data set lies with "
-                    "data_root=DIR, fetch COCO with `mrcnn download-coco DIR`, or try "
-                    "experiment=shapes, which needs none"
-                )
+        self.splits.read(splits, needs_truth=stage != "predict")
 
     def train_dataloader(self) -> TimedLoader:
         """Augmented batches of this rank, from where training stands.
@@ -393,7 +289,7 @@ class COCODataModule(lightning.LightningDataModule):
             missing -= len(keys)
 
     def _require_enough(self, num: int) -> None:
-        file, what = _text(self.files["train"][1]), "images"
+        file, what = self.splits.text("train"), "images"
         if self.skip_empty:
             what = "images with objects (data.skip_empty=true)"
             if num == 0:
@@ -441,7 +337,7 @@ class COCODataModule(lightning.LightningDataModule):
             self.annotations[split],
             folder=self.files[split][0],
             image_format=self.image_format,
-            windows=reader(self._cuts[split]) if split in self._cuts else None,
+            windows=reader(self.splits.cuts[split]) if split in self.splits.cuts else None,
             transform=transform,
             mini_mask_size=self.mini_mask_size if self.with_masks else None,
             skip_empty=in_training and self.skip_empty,
@@ -488,14 +384,6 @@ class COCODataModule(lightning.LightningDataModule):
         self._resumed = dict(state_dict)
 
 
-def _listed(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _text(paths: Sequence[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"[{', '.join(paths)}]"
-
-
 def _copied(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
     """The batch on a GPU, copied on a stream of its own while the last is worked on."""
     with torch.cuda.stream(stream):
@@ -523,21 +411,3 @@ def _whole_steps(trainer: Any, num_batches: int) -> int:
             f"{num - num % accumulate or accumulate}"
         )
     return int(num // accumulate)
-
-
-def _other_names(classes: Any) -> Classes:
-    """New names of classes by their old ones.
-
-    Raises:
-        UserError: it is no such table.
-    """
-    if classes is None:
-        return {}
-    if not isinstance(classes, dict) or not all(
-        new is None or (isinstance(new, str) and new) for new in classes.values()
-    ):
-        raise UserError(
-            f"data.classes={classes} is no table of names, {{old: new}}, where null leaves a class "
-            "out"
-        )
-    return {str(old): new for old, new in classes.items()}
