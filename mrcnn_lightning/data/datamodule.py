@@ -24,7 +24,6 @@ from mrcnn_lightning.data.windows import Windows
 from mrcnn_lightning.structures import Batch, map_tensors
 from mrcnn_lightning.user_error import UserError
 
-
 # What each stage reads; the last is what it evaluates.
 SPLITS_OF_STAGE = {
     "fit": ("train", "val"),
