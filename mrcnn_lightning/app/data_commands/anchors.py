@@ -9,9 +9,9 @@ from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 
-from mrcnn_lightning.app.data_commands.app import data_app
+from mrcnn_lightning.app.data_commands.app import data_app, failed
 from mrcnn_lightning.app.data_commands.training_size import training_size
-from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.errors import USER_ERRORS
 from mrcnn_lightning.data.anchor_fit import boxes_in_training, fit_anchors, with_cells
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.checking.boxes import Floats, best_anchor_iou
@@ -41,9 +41,7 @@ def anchors(
         if not len(boxes):
             raise UserError(f"{json} has no objects")
     except (*USER_ERRORS, HydraException) as error:
-        shown = Console(stderr=True, soft_wrap=True, highlight=False)
-        shown.print(f"error: {sentence(error)}", markup=False)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     sizes, ratios = fit_anchors(boxes, training.levels)
     table = Table()
     for column in ("anchors", "mean IoU", "IoU 0.5", "IoU 0.7"):

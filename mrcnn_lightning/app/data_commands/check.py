@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mrcnn_lightning.app.data_commands.app import data_app
+from mrcnn_lightning.app.data_commands.app import data_app, failed
 from mrcnn_lightning.app.data_commands.training_size import training_size
-from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.errors import USER_ERRORS
 from mrcnn_lightning.data.checking.check import Checked, check, compare, find_near_copies
 from mrcnn_lightning.data.checking.faults import SEVERITIES, Fault
 from mrcnn_lightning.data.checking.repair import Repaired, repair
@@ -51,8 +51,7 @@ def check_command(
         if fix is not None:
             repaired = repair(json, images, fix, checked=checked, size=size)
     except USER_ERRORS as error:
-        _errors.print(f"error: {sentence(error)}", markup=False)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     if not is_compared:
         _errors.print("near-copies are not looked for among so many images", style="yellow")
     if as_json:

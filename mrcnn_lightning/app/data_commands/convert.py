@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mrcnn_lightning.app.data_commands.app import data_app
-from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.data_commands.app import data_app, failed
+from mrcnn_lightning.app.errors import USER_ERRORS
 from mrcnn_lightning.data.formats.convert import Format, Placing, Source, convert, detect
 
 
@@ -50,8 +50,7 @@ def convert_command(
         given = Source(source, known, images=images, part=part, class_name=class_name)
         done = convert(given, out, to, part=to_part, placing=place)
     except USER_ERRORS as error:
-        typer.echo(f"error: {sentence(error)}", err=True)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     found = done.image_set
     num_objects = sum(len(image.objects) for image in found.images)
     typer.echo(

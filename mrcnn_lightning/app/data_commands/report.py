@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from mrcnn_lightning.app.data_commands.app import data_app
+from mrcnn_lightning.app.data_commands.app import data_app, failed
 from mrcnn_lightning.app.data_commands.check import require_files
 from mrcnn_lightning.app.data_commands.training_size import training_size
-from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.errors import USER_ERRORS
 from mrcnn_lightning.data.checking.check import check, find_near_copies
 from mrcnn_lightning.inference.set_page import set_page
 from mrcnn_lightning.user_error import UserError
@@ -33,7 +32,5 @@ def report(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
     except USER_ERRORS as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"error: {sentence(error)}", markup=False)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")

@@ -7,17 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mrcnn_lightning.app.data_commands.app import data_app
-from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.data_commands.app import data_app, failed
+from mrcnn_lightning.app.errors import USER_ERRORS
 from mrcnn_lightning.data import coco_sets
 from mrcnn_lightning.data.coco_sets import Content
 from mrcnn_lightning.data.formats.image_set import read_yaml
 from mrcnn_lightning.user_error import UserError
-
-
-def _failed(error: BaseException) -> typer.Exit:
-    typer.echo(f"error: {sentence(error)}", err=True)
-    return typer.Exit(1)
 
 
 @data_app.command()
@@ -43,7 +38,7 @@ def split(
         for name, part in found.items():
             coco_sets.write_content(part, out / f"{name}.json")
     except USER_ERRORS as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     _show(content, found)
     typer.echo(f"{', '.join(f'{name}.json' for name in found)} are in {out}")
     if {"train", "val"} <= found.keys():
@@ -86,7 +81,7 @@ def merge(
         merged, notes = coco_sets.merge(dict(zip(map(str, json), contents, strict=True)))
         coco_sets.write_content(merged, out)
     except USER_ERRORS as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     typer.echo(f"{out}: {_counted(merged)}")
     for note in notes:
         typer.echo(f"  {note}")
@@ -120,7 +115,7 @@ def subset(
             raise UserError(f"{json} has no image with {classes}")
         coco_sets.write_content(content, out)
     except USER_ERRORS as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     typer.echo(f"{out}: {_counted(content)}")
 
 

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from mrcnn_lightning.app.data_commands.app import data_app
-from mrcnn_lightning.app.errors import USER_ERRORS, sentence
+from mrcnn_lightning.app.data_commands.app import data_app, failed
+from mrcnn_lightning.app.errors import USER_ERRORS
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.band_statistics import band_statistics
 from mrcnn_lightning.data.bands import ImageFormat, stored_image
@@ -49,9 +49,7 @@ def stats(
             track(paths, description="images", console=shown, transient=True), image_format
         )
     except USER_ERRORS as error:
-        shown = Console(stderr=True, soft_wrap=True, highlight=False)
-        shown.print(f"error: {sentence(error)}", markup=False)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     print(
         f"data.channels={image_format.channels} data.dtype={image_format.dtype} "
         f"'backbone.pixels.mean={_list(mean)}' 'backbone.pixels.std={_list(std)}'"
