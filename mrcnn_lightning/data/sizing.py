@@ -3,7 +3,8 @@
 B images.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -112,6 +113,45 @@ class PadToMultiple:
     def size(self, sizes: Tensor) -> Tensor:
         """The canvas's height and width for images of some height and width, both (..., 2)."""
         return (sizes + self.multiple - 1) // self.multiple * self.multiple
+
+    def origins(self, sizes: Tensor, canvas: Tensor) -> Tensor:
+        """Where on a canvas (2,) the left upper corners x, y of images of sizes (B, 2) are."""
+        return torch.zeros_like(sizes)
+
+
+class FixedSizes:
+    """The smallest of a few canvases; images lie in its left upper corner.
+
+    Args:
+        sizes: height and width of each.
+
+    Raises:
+        UserError: there is none, or one without area.
+    """
+
+    def __init__(self, *, sizes: Sequence[tuple[int, int]]) -> None:
+        if not sizes or any(len(size) != 2 or min(size) < 1 for size in sizes):
+            raise UserError(
+                f"data.canvas.sizes={sizes}: give the height and width of one canvas or more, "
+                "[[800,1344],[1344,800]]"
+            )
+        self.sizes = torch.tensor(sorted(sizes, key=math.prod))  # (number of canvases, 2)
+
+    def size(self, sizes: Tensor) -> Tensor:
+        """The canvas's height and width for images of some height and width, both (..., 2).
+
+        Raises:
+            UserError: an image is larger than all.
+        """
+        fits = (sizes[..., None, :] <= self.sizes).all(-1)  # (..., number of canvases)
+        if not fits.any(-1).all():
+            height, width = sizes[~fits.any(-1)].reshape(-1, 2)[0].tolist()
+            raise UserError(
+                f"data.canvas.sizes={self.sizes.tolist()} has no room for images of "
+                f"{height}x{width} pixels (of a batch, the highest by the widest): add a canvas, "
+                "or make what data.resize and data.train_transforms resize to smaller"
+            )
+        return self.sizes[fits.int().argmax(-1)]  # the first that fits
 
     def origins(self, sizes: Tensor, canvas: Tensor) -> Tensor:
         """Where on a canvas (2,) the left upper corners x, y of images of sizes (B, 2) are."""

@@ -100,13 +100,19 @@ class Detector(nn.Module):
         compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
         if not any(shutil.which(name) for name in compilers):
             raise UserError(
-                "torch.compile (task.compiled=true or --compile) needs a C++ compiler, and none "
-                "is on the PATH: install g++, or leave it out"
+                "torch.compile (task.compiled or --compile) needs a C++ compiler, and none is on "
+                "the PATH: install g++, or leave it out"
             )
         for part in (self.backbone, self.neck, self.rpn, self.box_head):
             part.compile()
         if self.mask_head is not None:
             self.mask_head.compile(dynamic=True)  # the number of its RoIs is another in each step
+
+    def copy_constants(self, device: torch.device) -> None:
+        """Have on a device, once, what graphs then take as given."""
+        dtype = next(self.parameters()).dtype
+        self.backbone.pixels.constants(device, dtype)
+        self.rpn.anchors.cells(device, torch.promote_types(dtype, torch.float32))
 
     def normalize(self, batch: Batch) -> Tensor:
         """Images (B, channels, H, W) as the backbone wants them, with zeros outside each."""

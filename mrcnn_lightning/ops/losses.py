@@ -78,13 +78,15 @@ def giou(deltas: Tensor, anchors: Tensor, boxes: Tensor, *, weights: Sequence[fl
     return loss
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
     """Binary cross-entropy of the true class's mask (Mask R-CNN, section 3).
 
     Args:
-        logits: (N, m, m) of the positive RoIs.
+        logits: (N, m, m) of RoIs.
         targets: (N, m, m) in [0, 1].
+        positive: (N,) bool, the RoIs that count.
     """
     logits = at_least_float32(logits)
-    total = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
-    return total / max(logits.numel(), 1)
+    losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    cells = positive.sum() * (logits.shape[1] * logits.shape[2])
+    return mean_where(losses, positive[:, None, None], cells)

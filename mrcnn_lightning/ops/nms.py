@@ -11,13 +11,15 @@ import torchvision
 from torch import Tensor
 
 
+@torch.library.custom_op("mrcnn_lightning::batched_nms", mutates_args=())
 def batched_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, *, iou_threshold: float, num: int
 ) -> tuple[Tensor, Tensor]:
     """The best `num` boxes an image that no better box of their own group overlaps too much.
 
     On a GPU a kernel does the whole batch, and the host does not wait; else torchvision's operator
-    does image after image.
+    does image after image. To `torch.compile` and `torch.export` it is one operator, since its
+    sizes do not depend on what is kept.
 
     Args:
         boxes: (B, N, 4).
@@ -33,6 +35,14 @@ def batched_nms(
     if boxes.is_cuda and _kernel_works(boxes.device):
         return nms_at_once(boxes, scores, groups, iou_threshold=iou_threshold, num=num)
     return nms_by_image(boxes, scores, groups, iou_threshold=iou_threshold, num=num)
+
+
+@batched_nms.register_fake
+def _sizes_of_batched_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, *, iou_threshold: float, num: int
+) -> tuple[Tensor, Tensor]:
+    index = boxes.new_empty(boxes.shape[0], num, dtype=torch.int64)
+    return index, torch.empty_like(index, dtype=torch.bool)
 
 
 @cache

@@ -173,14 +173,30 @@ def _adaptive_roi_align(
     """RoIAlign with a number of samples of each RoI's own, which takes the operator, by level."""
     maps = [at_least_float32(level) for level in features]
     boxes = boxes.to(maps[0].dtype)
-    rois = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)  # (R, 5)
-    pooled = maps[0].new_zeros(len(boxes), maps[0].shape[1], output_size, output_size)
-    for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
-        chosen = torch.nonzero(level_index == level).squeeze(1)
-        cut = torchvision.ops.roi_align(
-            feature, rois[chosen], output_size, 1 / stride, sampling_ratio=0, aligned=aligned
+    image = image_index[:, None].to(boxes.dtype)
+
+    def cut(level: int, image: Tensor, boxes: Tensor) -> Tensor:
+        pooled: Tensor = torchvision.ops.roi_align(
+            maps[level],
+            torch.cat([image, boxes], dim=1),
+            output_size,
+            1 / strides[level],
+            sampling_ratio=0,
+            aligned=aligned,
         )
-        pooled = pooled.index_copy(0, chosen, cut)
+        return pooled
+
+    if len(maps) == 1:
+        return cut(0, image, boxes)
+    pooled = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], output_size, output_size)
+    for level in range(len(maps)):
+        is_own = level_index == level
+        if torch.compiler.is_compiling():  # all RoIs, but those of other levels without samples
+            own = cut(level, image, boxes * is_own[:, None])
+            pooled = torch.where(is_own[:, None, None, None], own, pooled)
+        else:
+            chosen = torch.nonzero(is_own).squeeze(1)
+            pooled = pooled.index_copy(0, chosen, cut(level, image[chosen], boxes[chosen]))
     return pooled
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -21,6 +21,7 @@ from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.sampling import step_key
 from mrcnn_lightning.results.image_detections import ImageDetections, per_image
 from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.training.compiled_step import CompiledStep
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
 from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
@@ -45,7 +46,8 @@ class DetectionTask(lightning.LightningModule):
         decay_biases: whether biases decay, as matrices do; norms never do.
         backbone_lr_factor: the backbone's part of the learning rate.
         val_losses: whether losses are computed in validation too.
-        compiled: whether `torch.compile` makes the model's kernels.
+        compiled: `parts` have their kernels made by `torch.compile`; with `step`, the losses and
+            gradients of a training step are one graph besides (see `CompiledStep`).
         recompute_backbone: whether the backbone's activations are computed again in the backward
             pass, which saves memory and costs time.
         seed: of what layers draw in training, such as stochastic depth.
@@ -64,20 +66,23 @@ class DetectionTask(lightning.LightningModule):
         decay_biases: bool,
         backbone_lr_factor: float,
         val_losses: bool,
-        compiled: bool,
+        compiled: Literal[False, "parts", "step"],
         recompute_backbone: bool,
         seed: int,
     ) -> None:
         super().__init__()
+        if compiled not in (False, "parts", "step"):
+            raise UserError(f"task.compiled={compiled} is not one of false, parts and step")
         if compiled and recompute_backbone:
             raise UserError(
-                "task.compiled=true goes without task.recompute_backbone: the compiler decides by "
-                "itself what it computes again"
+                f"task.compiled={compiled} goes without task.recompute_backbone: the compiler "
+                "decides by itself what it computes again"
             )
         self.description = description
         self.model: Detector = built(model, "model", class_names=description.class_names)
         if compiled:
             self.model.compile_parts()
+        self._compiled_step = CompiledStep(self.model) if compiled == "step" else None
         self.model.backbone.recomputes = recompute_backbone
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -180,7 +185,7 @@ class DetectionTask(lightning.LightningModule):
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._refuse_diverged_losses()
         self._seed_layers()
-        losses = self.model.loss(batch)
+        losses = (self._compiled_step or self.model.loss)(batch)
         total = torch.stack(list(losses.values())).sum()
         if self.refuses_divergence:
             images = torch.stack([batch.image_ids, batch.seeds])  # (2, B)
@@ -193,6 +198,20 @@ class DetectionTask(lightning.LightningModule):
             batch_size=len(batch),
         )
         return total
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Have no gradients.
+
+        Where a graph computes them, they are added up in memory that is not the graph's: it writes
+        into its own again in the next step.
+        """
+        if self._compiled_step is None:
+            optimizer.zero_grad()
+            return
+        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.zero_grad(set_to_none=False)
 
     def on_train_epoch_end(self) -> None:
         """Look at the losses of the last steps."""

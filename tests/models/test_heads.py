@@ -59,6 +59,7 @@ def test_each_stage_of_a_cascade_learns_from_the_boxes_of_the_one_before(
         labels=labels[None],
         matched_gt=index[None],
         valid=torch.ones(1, 60, dtype=torch.bool),
+        most_positive=60,
     )
     losses = cascade.loss(features, rois, batch.targets, batch.windows)
     assert len(losses) == 6

@@ -32,7 +32,7 @@ def test_without_anything_to_learn_from_losses_are_zero_and_connected(
         objectness_loss(logits, nothing, nothing),
         box_loss(deltas, boxes, boxes, weights=WEIGHTS, positive=nothing, valid=nothing),
         classification_loss(class_logits, torch.zeros(2, 8, dtype=torch.int64), nothing),
-        mask_loss(mask_logits, torch.zeros(0, 28, 28)),
+        mask_loss(mask_logits, torch.zeros(0, 28, 28), torch.ones(0, dtype=torch.bool)),
     ]
     assert not any(losses)
     torch.stack(losses).sum().backward()
@@ -93,6 +93,10 @@ def test_box_losses_are_torchs_and_torchvisions() -> None:
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    loss = mask_loss(torch.zeros(3, 28, 28, dtype=torch.bfloat16), torch.ones(3, 28, 28))
+    loss = mask_loss(
+        torch.zeros(3, 28, 28, dtype=torch.bfloat16),
+        torch.ones(3, 28, 28),
+        torch.ones(3, dtype=torch.bool),
+    )
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, torch.tensor(2.0).log())

@@ -170,7 +170,7 @@ def test_a_run_with_compiled_parts(
     monkeypatch.setattr(shutil, "which", lambda name: name)
     build(tiny())
     assert not compiled
-    build(tiny("task.compiled=true"))
+    build(tiny("task.compiled=parts"))
     assert compiled == ["Backbone", "FPN", "RPN", "BoxHead", "MaskHead"]
 
 

@@ -80,13 +80,13 @@ class Pixels:
 
     def normalize(self, images: Tensor, *, dtype: torch.dtype) -> Tensor:
         """Images (B, C, H, W), of three channels RGB, as the backbone wants them, in a `dtype`."""
-        mean, std = self._constants(images.device, dtype)
+        mean, std = self.constants(images.device, dtype)
         images = images.flip(1) if self.channel_order == "BGR" else images
         normalized: Tensor = (images.to(dtype) - mean) / std
         return normalized
 
     @torch.inference_mode(False)
-    def _constants(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def constants(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Mean and deviation (2, C, 1, 1), copied to the device once.
 
         Not float32 buffers, so that a model in float64 has them exactly.

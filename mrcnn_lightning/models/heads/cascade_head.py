@@ -4,6 +4,7 @@ B images, R RoIs, K classes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -134,4 +135,4 @@ def _relabelled(
     )
     valid = rois.valid & has_area(boxes)
     labels = targets.labels.gather(1, matched_gt) * ((label == POSITIVE) & valid)
-    return SampledRoIs(boxes=boxes, labels=labels, matched_gt=matched_gt, valid=valid)
+    return replace(rois, boxes=boxes, labels=labels, matched_gt=matched_gt, valid=valid)

@@ -86,19 +86,23 @@ class MaskHead(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_mask`, over the positive RoIs alone."""
         assert targets.masks is not None and targets.mask_frames is not None
-        # The host waits for the number of positives: convolutions on all RoIs would cost more.
-        image, roi = torch.nonzero(rois.labels, as_tuple=True)
-        boxes, matched_gt = rois.boxes[image, roi], rois.matched_gt[image, roi]
+        image, roi = _positives(rois)
+        boxes, labels = rois.boxes[image, roi], rois.labels[image, roi]
+        matched_gt = rois.matched_gt[image, roi]
         # Compiled convolutions cannot go backward through no RoI at all.
-        forward = self if len(boxes) else self.forward
-        logits = forward(features, boxes, image, rois.labels[image, roi])
+        forward = self if boxes.shape[0] else self.forward
+        logits = forward(features, boxes, image, labels)
+        is_positive = labels > 0
+        # Others that have a place in a graph may stand for an object that has no frame.
+        unit = (torch.arange(4, device=boxes.device) >= 2).to(boxes.dtype)
+        frames = torch.where(is_positive[:, None], targets.mask_frames[image, matched_gt], unit)
         wanted = self.targets(
             targets.masks[image, matched_gt],
-            targets.mask_frames[image, matched_gt],
-            boxes,
+            frames,
+            torch.where(is_positive[:, None], boxes, unit),
             logits.shape[-1],
         )
-        return {"loss_mask": mask_loss(logits, wanted)}
+        return {"loss_mask": mask_loss(logits, wanted, is_positive)}
 
     def predict(self, features: Sequence[Tensor], detections: Detections) -> Tensor:
         """Mask probabilities (B, D, m, m) of the detections' own classes, zero where padded."""
@@ -116,14 +120,31 @@ class MaskHead(nn.Module):
         return masks
 
 
+def _positives(rois: SampledRoIs) -> tuple[Tensor, Tensor]:
+    """Image and place of the positive RoIs.
+
+    In a graph, whose sizes are fixed, of all places that one may have.
+    """
+    if torch.compiler.is_compiling():
+        return _every(rois.labels[:, : rois.most_positive])
+    # The host waits for their number: convolutions on all RoIs would cost more.
+    image, place = torch.nonzero(rois.labels, as_tuple=True)
+    return image, place
+
+
 def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Image and place of the detections that `labels` (B, D) has.
 
     Of all places, empty ones too, where looking would make the host wait for the device: masks of
     nothing cost a GPU less than that.
     """
-    if labels.device.type == "cpu":
-        image, place = torch.nonzero(labels, as_tuple=True)
-        return image, place
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return _every(labels)
+    image, place = torch.nonzero(labels, as_tuple=True)
+    return image, place
+
+
+def _every(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and place of all of (B, R)."""
     number = torch.arange(labels.numel(), device=labels.device)
     return number // labels.shape[1], number % labels.shape[1]

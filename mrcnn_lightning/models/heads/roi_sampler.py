@@ -26,6 +26,7 @@ class SampledRoIs:
     labels: Tensor  # (B, R) int64, 0 for background and unused places
     matched_gt: Tensor  # (B, R) int64, the object that the RoI overlaps most
     valid: Tensor  # (B, R) bool
+    most_positive: int  # of an image
 
 
 @dataclass(kw_only=True)
@@ -98,4 +99,5 @@ class RoISampler:
             labels=targets.labels.gather(1, matched_gt) * chosen.positive,
             matched_gt=matched_gt,
             valid=chosen.valid,
+            most_positive=int(chosen.indices.shape[1] * self.positive_fraction),
         )

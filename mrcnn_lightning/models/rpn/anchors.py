@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mrcnn_lightning.models.matching import match_targets, require_sample
 from mrcnn_lightning.ops.anchors import anchor_grid, cell_anchors
-from mrcnn_lightning.ops.matching import BestMatches, Match
+from mrcnn_lightning.ops.boxes import has_area
+from mrcnn_lightning.ops.matching import IGNORED, BestMatches, Match
 from mrcnn_lightning.ops.sampling import SampledIndices, Stage, random_keys, sample
 from mrcnn_lightning.structures import Targets
 from mrcnn_lightning.user_error import UserError
@@ -50,7 +51,6 @@ class Anchors:
         self.num_per_cell = per_cell.pop() * len(aspect_ratios)
         self._on_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
 
-    @torch.compiler.disable
     def __call__(
         self, features: Sequence[Tensor], strides: Sequence[int], image_size: tuple[int, int]
     ) -> Tensor:
@@ -66,11 +66,11 @@ class Anchors:
         if self.rounded:
             steps = [(image_size[0] // height, image_size[1] // width) for height, width in sizes]
         dtype = torch.promote_types(features[0].dtype, torch.float32)
-        cells = self._cells(features[0].device, dtype)
+        cells = self.cells(features[0].device, dtype)
         return anchor_grid(cells, sizes, steps, offset=self.offset)
 
     @torch.inference_mode(False)
-    def _cells(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    def cells(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         """The anchors of one cell of each level, copied to the device once."""
         if (device, dtype) not in self._on_device:
             cells = [cell_anchors(sizes, self.aspect_ratios) for sizes in self.sizes]
@@ -144,7 +144,7 @@ class AnchorSampler:
                 anchors[:, 2:] <= windows[:, None, 2:]
             )  # (B, A, 2)
             inside = inside.all(dim=2)
-        return match_targets(
+        matched_gt, label = match_targets(
             targets,
             anchors,
             positive_iou=self.positive_iou,
@@ -154,3 +154,5 @@ class AnchorSampler:
             strictly_above=self.strictly_above,
             eligible=inside,
         )
+        # A batch may be filled up with images of no size.
+        return Match(matched_gt, torch.where(has_area(windows)[:, None], label, IGNORED))

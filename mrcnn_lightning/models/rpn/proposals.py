@@ -86,6 +86,7 @@ class ProposalSelector:
         boxes = self._boxes(output, index, windows)
         scores = at_least_float32(objectness.gather(1, index))
         kept = box_ops.is_at_least(boxes, self.min_side) & (scores.sigmoid() >= self.min_score)
+        kept &= box_ops.has_area(windows)[:, None]  # others only fill the batch up
         kept, valid = batched_nms(
             boxes,
             torch.where(kept, scores, -torch.inf),

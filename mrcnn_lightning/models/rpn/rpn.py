@@ -94,7 +94,6 @@ class RPN(nn.Module):
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
         level_sizes = [level.shape[1] for level in objectness]
         joined = torch.cat(objectness, dim=1), torch.cat(deltas, dim=1)
-        # Last, since `torch.compile` leaves it out: what stands before is one graph.
         anchors = self.anchors(features, self.strides, image_size)
         return RPNOutput(anchors, *joined, self.delta_weights, level_sizes, image_size)
 

@@ -1,0 +1,101 @@
+"""The losses of a training step and their gradients, as one graph for each of a few shapes.
+
+B images, G objects.
+"""
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mrcnn_lightning.models.detector import Detector
+from mrcnn_lightning.structures import Batch, map_tensors
+from mrcnn_lightning.user_error import UserError
+
+# Graphs that are made, minutes each; batches of more shapes go without.
+MOST_GRAPHS = 8
+# Places for an image's objects; more than the last have as many as a power of two.
+_PLACES = (64, 256)
+
+
+class CompiledStep:
+    """`Detector.loss` as `torch.compile` makes it whole, on a GPU replayed as a CUDA graph.
+
+    Sizes in a graph are fixed, so that no number is read on the host: objects are padded to a few
+    sizes, and a batch of fewer images than the first is filled up with images of no size, of which
+    nothing is sampled (but where batch norms are trained, in whose statistics they would count).
+
+    Args:
+        model: the detector.
+    """
+
+    def __init__(self, model: Detector) -> None:
+        self.model = model
+        # It looks for CUDA graphs by itself where there is a GPU.
+        self._loss = torch.compile(
+            model.loss, fullgraph=True, dynamic=False, mode="reduce-overhead"
+        )
+        self._num_images = 0
+        self._shapes: set[tuple[int, ...]] = set()
+        # By itself it would give up at fewer.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 2 * MOST_GRAPHS)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """As `Detector.loss`; the losses are the caller's, no graph writes into them again.
+
+        Raises:
+            UserError: no graph can be made of the model.
+        """
+        batch = self._filled(batch)
+        assert batch.targets is not None
+        shape = (*batch.images.shape, batch.targets.boxes.shape[1])
+        if shape not in self._shapes:
+            if len(self._shapes) >= MOST_GRAPHS:
+                self._warn_of(shape)
+                return self.model.loss(batch)
+            self._shapes.add(shape)
+            self.model.copy_constants(batch.images.device)
+        torch.compiler.cudagraph_mark_step_begin()
+        try:
+            # DDP would cut the graph where its buckets end; its hooks work without that.
+            with torch._dynamo.config.patch(optimize_ddp=False):
+                losses = self._loss(batch)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"task.compiled=step can make no graph of this model ({reason}): say "
+                "task.compiled=parts"
+            ) from error
+        return {name: loss.clone() for name, loss in losses.items()}
+
+    def _filled(self, batch: Batch) -> Batch:
+        """The batch with as many images as the first had, and with places for more objects."""
+        assert batch.targets is not None
+        num_images, most = batch.targets.boxes.shape[:2]
+        places = next((each for each in _PLACES if each >= most), 1 << (most - 1).bit_length())
+        targets = map_tensors(batch.targets, lambda each: _padded(each, 1, places))
+        batch = map_tensors(batch, lambda each: each)
+        batch.targets = targets
+        norms = (each for each in self.model.modules() if isinstance(each, _BatchNorm))
+        if any(norm.training for norm in norms):
+            return batch
+        self._num_images = max(self._num_images, num_images)
+        return map_tensors(batch, lambda each: _padded(each, 0, self._num_images))
+
+    def _warn_of(self, shape: tuple[int, ...]) -> None:
+        rank_zero_warn(
+            f"task.compiled=step has made {MOST_GRAPHS} graphs, which is all: a batch of "
+            f"{shape[0]} images of {shape[2]}x{shape[3]} pixels with places for {shape[4]} objects "
+            "goes without, and so do all further shapes; a few shapes are enough with "
+            "data/canvas=fixed"
+        )
+
+
+def _padded(values: Tensor, dim: int, size: int) -> Tensor:
+    """With zeros, to a size along a dimension."""
+    missing = size - values.shape[dim]
+    if missing == 0:
+        return values
+    return F.pad(values, (0, 0) * (values.dim() - 1 - dim) + (0, missing))
