@@ -109,7 +109,7 @@ class Detector(nn.Module):
             self.mask_head.compile(dynamic=True)  # the number of its RoIs is another in each step
 
     def copy_constants(self, device: torch.device) -> None:
-        """Have on a device, once, what graphs then take as given."""
+        """Copy to a device, once, what graphs take as given."""
         dtype = next(self.parameters()).dtype
         self.backbone.pixels.constants(device, dtype)
         self.rpn.anchors.cells(device, torch.promote_types(dtype, torch.float32))
@@ -128,6 +128,7 @@ class Detector(nn.Module):
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The pyramid of a batch."""
+        self.copy_constants(batch.images.device)
         levels: list[Tensor] = self.neck(self.backbone(self.normalize(batch)))
         return levels
 

@@ -61,7 +61,8 @@ def _taps(points: Tensor, size: Tensor, *, reach: float) -> tuple[Tensor, Tensor
 
 def _by_level(values: Sequence[float], level_index: Tensor) -> Tensor:
     """Each RoI's own of one value a level, (R,), without a copy to the device to wait for."""
-    chosen = torch.full_like(level_index, values[0], dtype=torch.tensor(values).dtype)
+    dtype = torch.get_default_dtype() if isinstance(values[0], float) else torch.int64
+    chosen = torch.full_like(level_index, values[0], dtype=dtype)
     for level, value in enumerate(values):
         chosen = torch.where(level_index == level, value, chosen)
     return chosen
@@ -97,8 +98,8 @@ class _Rows:
         y_cells, y_weight = _taps(y, self.height, reach=reach)  # (R, P * S, 2)
         x_cells, x_weight = _taps(x, self.width, reach=reach)
         # One bag a bin: S * 2 taps along y times S * 2 along x.
-        down = (len(y), output_size, 1, num * 2, 1)
-        right = (len(y), 1, output_size, 1, num * 2)
+        down = (y.shape[0], output_size, 1, num * 2, 1)
+        right = (y.shape[0], 1, output_size, 1, num * 2)
         first, width = (
             each.to(torch.int32).view(-1, 1, 1, 1, 1) for each in (self.first, self.width)
         )
@@ -110,7 +111,7 @@ class _Rows:
             per_sample_weights=weight.flatten(0, 2).to(self.rows.dtype),
             mode="sum",
         )
-        shape = (len(y), output_size, output_size, self.rows.shape[1])
+        shape = (y.shape[0], output_size, output_size, self.rows.shape[1])
         return pooled.view(shape).permute(0, 3, 1, 2)
 
 

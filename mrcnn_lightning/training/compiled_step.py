@@ -38,6 +38,7 @@ class CompiledStep:
         )
         self._num_images = 0
         self._shapes: set[tuple[int, ...]] = set()
+        self._has_warned = False
         # By itself it would give up at fewer.
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * MOST_GRAPHS)
@@ -53,7 +54,7 @@ class CompiledStep:
         shape = (*batch.images.shape, batch.targets.boxes.shape[1])
         if shape not in self._shapes:
             if len(self._shapes) >= MOST_GRAPHS:
-                self._warn_of(shape)
+                self._warn_once(shape)
                 return self.model.loss(batch)
             self._shapes.add(shape)
             self.model.copy_constants(batch.images.device)
@@ -84,7 +85,10 @@ class CompiledStep:
         self._num_images = max(self._num_images, num_images)
         return map_tensors(batch, lambda each: _padded(each, 0, self._num_images))
 
-    def _warn_of(self, shape: tuple[int, ...]) -> None:
+    def _warn_once(self, shape: tuple[int, ...]) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
         rank_zero_warn(
             f"task.compiled=step has made {MOST_GRAPHS} graphs, which is all: a batch of "
             f"{shape[0]} images of {shape[2]}x{shape[3]} pixels with places for {shape[4]} objects "

@@ -91,7 +91,9 @@ class Pixels:
 
         Not float32 buffers, so that a model in float64 has them exactly.
         """
-        if (device, dtype) not in self._on_device:
-            constants = torch.tensor([self.mean, self.std], dtype=dtype)[..., None, None]
-            self._on_device[device, dtype] = constants.to(device)
-        return self._on_device[device, dtype]
+        if (device, dtype) in self._on_device:
+            return self._on_device[device, dtype]
+        constants = torch.tensor([self.mean, self.std], dtype=dtype)[..., None, None].to(device)
+        if not torch.compiler.is_compiling():  # what a graph computes is no tensor yet
+            self._on_device[device, dtype] = constants
+        return constants

@@ -65,7 +65,7 @@ class BoxBranch(nn.Module):
         """
         hidden = self.trunk(pooled)  # (B * R, C)
         logits, deltas = self.classifier(hidden), self.deltas(hidden)
-        shape = (num_images, len(hidden) // num_images)
+        shape = (num_images, hidden.shape[0] // num_images)
         return logits.view(*shape, logits.shape[1]), deltas.view(*shape, deltas.shape[1] // 4, 4)
 
     def loss(
@@ -142,7 +142,7 @@ class BoxHead(nn.Module):
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1), background first, and deltas (B, R, c, 4) of boxes (B, R, 4)."""
         pooled = self.roi_features.of_images(features, boxes)
-        logits, deltas = self.branch(pooled, len(boxes))
+        logits, deltas = self.branch(pooled, boxes.shape[0])
         return logits, deltas
 
     def loss(

@@ -86,7 +86,7 @@ class CascadeBoxHead(nn.Module):
         if pooled.requires_grad:  # the stages' losses add up in the branches, not in the features
             share = 1 / len(self.branches)
             pooled = pooled * share + pooled.detach() * (1 - share)
-        logits, deltas = branch(pooled, len(boxes))
+        logits, deltas = branch(pooled, boxes.shape[0])
         return logits, deltas
 
     def loss(

@@ -46,7 +46,7 @@ class DetectionSelector:
         return _without_duplicates(
             boxes,
             scores.flatten(1),
-            labels.expand(len(boxes), -1),
+            labels.expand(boxes.shape[0], -1),
             keep.flatten(1),
             nms_iou=self.nms_iou,
             num=self.num_detections,

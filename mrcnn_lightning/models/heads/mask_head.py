@@ -79,7 +79,7 @@ class MaskHead(nn.Module):
         bias = self.classifier.bias[row]
         cells = maps.permute(0, 2, 3, 1).flatten(1, 2)  # (N, m * m, C)
         logits = torch.baddbmm(bias[:, None, None], cells, weight[:, :, None])  # (N, m * m, 1)
-        return logits.view(len(maps), *maps.shape[2:])
+        return logits.view(maps.shape[0], *maps.shape[2:])
 
     def loss(
         self, features: Sequence[Tensor], rois: SampledRoIs, targets: Targets
@@ -106,17 +106,25 @@ class MaskHead(nn.Module):
 
     def predict(self, features: Sequence[Tensor], detections: Detections) -> Tensor:
         """Mask probabilities (B, D, m, m) of the detections' own classes, zero where padded."""
-        image, place = _places(detections.labels)
-        boxes, labels = detections.boxes[image, place], detections.labels[image, place]
-        parts = [  # of an image with thousands of detections all maps at once would not fit
-            at_least_float32(self(features, *part)).sigmoid()
-            for part in zip(
-                *(each.split(_PER_PART) for each in (boxes, image, labels)), strict=True
-            )
-        ]
-        found = torch.cat(parts) * (labels > 0)[:, None, None]
-        masks = found.new_zeros(*detections.labels.shape, *found.shape[1:])
-        masks[image, place] = found
+
+        def found(image: Tensor, place: Tensor) -> Tensor:
+            boxes, labels = detections.boxes[image, place], detections.labels[image, place]
+            probability = at_least_float32(self(features, boxes, image, labels)).sigmoid()
+            return probability * (labels > 0)[:, None, None]
+
+        # Of an image with thousands of detections all maps at once would not fit.
+        num_images, num = detections.labels.shape
+        if detections.labels.device.type != "cpu" or torch.compiler.is_compiling():
+            # Masks of nothing cost a GPU less than a host that waits to see where there is none.
+            parts = [
+                found(*_places(detections.labels[:, first : first + _PER_PART], first))
+                for first in range(0, num, _PER_PART)
+            ]
+            return torch.cat([part.unflatten(0, (num_images, -1)) for part in parts], dim=1)
+        places = torch.nonzero(detections.labels).split(_PER_PART)  # each (512, 2)
+        parts = [found(*part.unbind(1)) for part in places]
+        masks = parts[0].new_zeros(num_images, num, *parts[0].shape[1:])
+        masks[detections.labels > 0] = torch.cat(parts)
         return masks
 
 
@@ -126,25 +134,13 @@ def _positives(rois: SampledRoIs) -> tuple[Tensor, Tensor]:
     In a graph, whose sizes are fixed, of all places that one may have.
     """
     if torch.compiler.is_compiling():
-        return _every(rois.labels[:, : rois.most_positive])
+        return _places(rois.labels[:, : rois.most_positive], 0)
     # The host waits for their number: convolutions on all RoIs would cost more.
     image, place = torch.nonzero(rois.labels, as_tuple=True)
     return image, place
 
 
-def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and place of the detections that `labels` (B, D) has.
-
-    Of all places, empty ones too, where looking would make the host wait for the device: masks of
-    nothing cost a GPU less than that.
-    """
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return _every(labels)
-    image, place = torch.nonzero(labels, as_tuple=True)
-    return image, place
-
-
-def _every(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and place of all of (B, R)."""
+def _places(labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Image and place of each of (B, D), whose places are counted from `first`."""
     number = torch.arange(labels.numel(), device=labels.device)
-    return number // labels.shape[1], number % labels.shape[1]
+    return number // labels.shape[1], number % labels.shape[1] + first

@@ -36,5 +36,5 @@ class RoIFeatures:
 
     def of_images(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """(B * R, C, P, P) of boxes (B, R, 4)."""
-        image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
         return self(features, boxes.flatten(0, 1), image)

@@ -72,12 +72,15 @@ class Anchors:
     @torch.inference_mode(False)
     def cells(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         """The anchors of one cell of each level, copied to the device once."""
-        if (device, dtype) not in self._on_device:
-            cells = [cell_anchors(sizes, self.aspect_ratios) for sizes in self.sizes]
-            if self.rounded:
-                cells = [cell.round() for cell in cells]
-            self._on_device[device, dtype] = [cell.to(dtype).to(device) for cell in cells]
-        return self._on_device[device, dtype]
+        if (device, dtype) in self._on_device:
+            return self._on_device[device, dtype]
+        cells = [cell_anchors(sizes, self.aspect_ratios) for sizes in self.sizes]
+        if self.rounded:
+            cells = [cell.round() for cell in cells]
+        cells = [cell.to(dtype).to(device) for cell in cells]
+        if not torch.compiler.is_compiling():  # what a graph computes is no tensor yet
+            self._on_device[device, dtype] = cells
+        return cells
 
 
 @dataclass(kw_only=True)

@@ -75,7 +75,7 @@ class ProposalSelector:
         objectness = output.objectness
         if self.min_side_first:
             every = torch.arange(objectness.shape[1], device=objectness.device)
-            boxes = self._boxes(output, every.expand(len(objectness), -1), windows)
+            boxes = self._boxes(output, every.expand(objectness.shape[0], -1), windows)
             is_small = ~box_ops.is_at_least(boxes, self.min_side)
             objectness = objectness.masked_fill(is_small, -torch.inf)
         index, levels = self._best(

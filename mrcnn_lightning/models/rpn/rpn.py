@@ -91,7 +91,7 @@ class RPN(nn.Module):
             if self.logits_per_anchor == 2:  # their softmax is the sigmoid of the difference
                 logits = logits[..., 1::2] - logits[..., 0::2]
             objectness.append(logits.flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(hidden.shape[0], -1, 4))
         level_sizes = [level.shape[1] for level in objectness]
         joined = torch.cat(objectness, dim=1), torch.cat(deltas, dim=1)
         anchors = self.anchors(features, self.strides, image_size)
