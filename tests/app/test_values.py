@@ -41,7 +41,7 @@ def composed() -> DictConfig:
         ("model.rpn.anchors.aspect_ratios", ["wide"], "model.rpn.anchors.aspect_ratios=['wide']"),
         ("show_score", "high", "show_score=high is no number"),
         ("show_score", 7, "show_score=7 is no number between 0 and 1"),
-        ("task.compiled", "yes", "task.compiled=yes is not one of false, parts and step"),
+        ("task.val_losses", "yes", "task.val_losses=yes is no switch (true or false)"),
         ("trainer.log_every_n_steps", 0, "trainer.log_every_n_steps=0 is less than 1"),
         ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch=0 is less than 1"),
         ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val=-1 is less than 0"),

@@ -14,6 +14,7 @@ from mrcnn_lightning.data.points import Points
 from mrcnn_lightning.data.sizing import (
     Canvas,
     CentredSquare,
+    FixedSizes,
     PadToMultiple,
     Resize,
     enlarged,
@@ -27,6 +28,7 @@ from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.results.rle import decode_masks
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.callbacks.prediction_pictures import _picture
+from mrcnn_lightning.user_error import UserError
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 427), (333, 333), (100, 1000), (1000, 7)])
@@ -256,3 +258,17 @@ def test_a_set_of_large_images_fits_a_square(tmp_path: Path) -> None:
     batch = collate([dataset[(0, 0)]], canvas=CentredSquare(side=65))
     assert batch.windows.tolist() == [[0, 15, 65, 50]]
     assert batch.targets is not None and not batch.targets.trainable.any()
+
+
+def test_the_smallest_of_a_few_canvases() -> None:
+    canvas = FixedSizes(sizes=[[800, 1344], [1344, 800], [1344, 1344], [800, 1216]])
+    images = torch.tensor([[800, 1067], [800, 1217], [801, 600], [1333, 1000], [1, 1]])
+    expected = [[800, 1216], [800, 1344], [1344, 800], [1344, 1344], [800, 1216]]
+    assert canvas.size(images).tolist() == expected
+    assert canvas.size(images[1]).tolist() == expected[1]
+    assert not canvas.origins(images, canvas.size(images[0])).any()
+    with pytest.raises(UserError, match="no room for images of 1345x20 pixels .*: add a canvas"):
+        canvas.size(torch.tensor([[10, 10], [1345, 20]]))
+    for sizes in ([], [[800]], [[0, 800]]):
+        with pytest.raises(UserError, match="give the height and width of one canvas or more"):
+            FixedSizes(sizes=sizes)

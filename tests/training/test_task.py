@@ -172,6 +172,8 @@ def test_a_run_with_compiled_parts(
     assert not compiled
     build(tiny("task.compiled=parts"))
     assert compiled == ["Backbone", "FPN", "RPN", "BoxHead", "MaskHead"]
+    with pytest.raises(ValueError, match="task.compiled=True is not one of false, parts and step"):
+        build(tiny("task.compiled=true"))
 
 
 def test_a_run_without_end_is_refused(tiny: Callable[..., list[str]]) -> None:
