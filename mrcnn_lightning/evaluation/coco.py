@@ -3,7 +3,7 @@
 I images, N detections of all images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,7 @@ from torch import distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mrcnn_lightning.evaluation.scoring import score
+from mrcnn_lightning.evaluation.scoring import Found, score
 from mrcnn_lightning.results.image_detections import ImageDetections
 
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -127,13 +127,13 @@ class COCOMetric(Metric):
         metrics: dict[str, float] = {}
         if _is_first():
             images = self._images()
-            results = self._results(images)
+            found = _found(images.values(), self.category_ids)
             self.evaluated = Evaluated(
                 [replace(image, rles=None) for image in images.values()], {}, {}
             )
             for kind, iou_type in IOU_TYPES.items():
                 if kind == "box" or self.has_masks:
-                    metrics |= self._score(results, sorted(images), kind, iou_type)
+                    metrics |= self._score(found, sorted(images), kind, iou_type)
         if distributed.is_initialized():
             told = [metrics]
             distributed.broadcast_object_list(told, device=self.device)
@@ -172,10 +172,8 @@ class COCOMetric(Metric):
         return images
 
     def _score(
-        self, results: list[dict[str, Any]], image_ids: list[int], kind: str, iou_type: str
+        self, found: Found, image_ids: list[int], kind: str, iou_type: str
     ) -> dict[str, float]:
-        # A result with a box would be put into an area range by its box, also for its mask.
-        keys = {"image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind]}
         assert self.ground_truth is not None
         assert self.evaluated is not None
         truth = self.ground_truth(image_ids, of_masks=kind == "mask")
@@ -183,7 +181,7 @@ class COCOMetric(Metric):
             self.evaluated.objects = _by_image(truth["annotations"])
         scores = score(
             truth,
-            [{key: result[key] for key in keys} for result in results],
+            found,
             iou_type=iou_type,
             category_ids=self.category_ids,
             max_detections=self.max_detections,
@@ -194,6 +192,21 @@ class COCOMetric(Metric):
             if ap > -1:
                 metrics[f"{kind}_ap/{name}"] = ap
         return metrics
+
+
+def _found(images: Collection[ImageDetections], category_ids: Sequence[int]) -> Found:
+    """The detections of images, of which there is one or more."""
+    numbers = [len(image) for image in images]
+    corners = torch.cat([image.boxes for image in images]).numpy()
+    labels = torch.cat([image.labels for image in images]).numpy()
+    rles = [{"size": image.size, "counts": rle} for image in images for rle in image.rles or []]
+    return Found(
+        image_ids=np.repeat([image.image_id for image in images], numbers),
+        category_ids=np.array(category_ids)[labels - 1],
+        scores=torch.cat([image.scores for image in images]).numpy(),
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+        rles=rles or None,
+    )
 
 
 def _by_image(annotations: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -1,19 +1,25 @@
 """COCO's average precision of results in COCO's format; alone knows the library behind it.
 
-T IoUs, R recalls, K classes, A ranges of area, M numbers of detections an image and class.
+T IoUs, R recalls, K classes, A ranges of area, M numbers of detections an image and class,
+N detections of all images.
 """
 
-import copy
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import hotcoco.mask
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval import COCO, COCOeval_faster
+from hotcoco import Params, StreamingEval
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Entries = list[dict[str, Any]]  # in COCO's format
 
 # COCO's twelve numbers, in COCO's order.
 NUMBERS = (
@@ -47,8 +53,31 @@ IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 # COCO's detections of a class in an image, best first, which its AP is of.
 COCO_MAX_DETECTIONS = 100
-# Pairs of a detection and an object, 16 bytes each, whose IoU is kept at a time.
+# Pairs of a detection and an object, 8 bytes each, whose IoU is kept at a time.
 _MOST_PAIRS = 2**25
+# The process in which the library has started threads. A fork of it has none, and would wait.
+_threads_of: int | None = None
+
+
+@dataclass
+class Found:
+    """Detections of all images in any order, those of an image best first where scores tie."""
+
+    image_ids: Ints  # (N,)
+    category_ids: Ints  # (N,)
+    scores: Floats  # (N,)
+    boxes: Floats  # (N, 4) x, y, width, height
+    rles: Entries | None  # N masks as COCO's compressed run lengths, with the image's size
+
+    def __getitem__(self, chosen: Ints) -> "Found":
+        """Some of them."""
+        return Found(
+            self.image_ids[chosen],
+            self.category_ids[chosen],
+            self.scores[chosen],
+            self.boxes[chosen],
+            None if self.rles is None else [self.rles[number] for number in chosen],
+        )
 
 
 @dataclass
@@ -80,55 +109,70 @@ def number_names(max_detections: int) -> list[str]:
 
 def score(
     ground_truth: dict[str, Any],
-    results: Sequence[Mapping[str, Any]],
+    found: Found,
     *,
     iou_type: str,
     category_ids: Sequence[int],
     max_detections: int,
 ) -> Scores:
-    """Compare results with ground truth as pycocotools or LVIS's package does, to the last digit.
+    """Compare detections with ground truth as pycocotools or LVIS's package does, to the last bit.
 
     Args:
         ground_truth: in COCO's format; or in LVIS's, whose images have `neg_category_ids`. There
             the file itself says that a class that it does not name was not looked for.
-        results: likewise.
+        found: of these images.
         iou_type: `bbox` or `segm`.
         category_ids: of the classes 1..K.
         max_detections: of a class in an image; where it is above COCO's 100 there is an AP of so
             many beside COCO's.
     """
+    global _threads_of
+    if _threads_of not in (None, os.getpid()):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            again = partial(score, iou_type=iou_type, category_ids=category_ids)
+            return pool.submit(again, ground_truth, found, max_detections=max_detections).result()
+    _threads_of = os.getpid()
     is_lvis = any("neg_category_ids" in image for image in ground_truth["images"])
+    objects = ground_truth["annotations"]
+    found = found[np.argsort(found.image_ids, kind="stable")]
+    areas = _areas(found, iou_type)
+    params = Params(iou_type)
     if is_lvis:
-        results = _best_of_images(results)
-    truth = COCO(ground_truth)
-    evaluation = COCOeval_faster(
-        truth,
-        truth.loadRes(list(results)),
-        iou_type,
-        print_function=lambda *_: None,
-        lvis_style=is_lvis,
-    )
-    most = max(max_detections, COCO_MAX_DETECTIONS)
-    evaluation.params.maxDets = (
-        [LVIS_MAX_DETECTIONS] if is_lvis else sorted({1, 10, COCO_MAX_DETECTIONS, most})
-    )
-    pairs = Counter[int]()
-    objects, detections = (
-        Counter((each["image_id"], each["category_id"]) for each in entries)
-        for entries in (ground_truth["annotations"], results)
-    )
-    for place in objects.keys() & detections.keys():
-        pairs[place[0]] += objects[place] * detections[place]
-    _evaluate(evaluation, _groups(evaluation.params.imgIds, pairs))
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    order = [evaluation.params.catIds.index(category) for category in category_ids]
+        # LVIS's package takes no notice of what has no area.
+        objects = [each for each in objects if each["area"] > 0]
+        kept = _best_of_images(found)
+        kept = kept[areas[kept] > 0]
+        found, areas = found[kept], areas[kept]
+        params.max_dets = [LVIS_MAX_DETECTIONS]
+    else:
+        most = max(max_detections, COCO_MAX_DETECTIONS)
+        params.max_dets = sorted({1, 10, COCO_MAX_DETECTIONS, most})
+    matches = StreamingEval(ground_truth["categories"], iou_type, lvis_style=is_lvis, params=params)
+    if iou_type == "segm":
+        # The library takes a detection's area from its box, and nothing else.
+        boxes = np.stack([0 * areas, 0 * areas, areas, 0 * areas + 1], axis=1)
+    else:
+        boxes = found.boxes
+    rows = np.column_stack([found.image_ids, boxes, found.scores, found.category_ids])
+    for images, true, chosen in _parts(ground_truth["images"], objects, found.image_ids):
+        masks: list[dict[str, Any] | list[list[float]]] | None = None
+        if found.rles and iou_type == "segm":
+            masks = list(found.rles[chosen])
+        matches.update(images, true, rows[chosen], segmentation=masks)
+    evaluation = matches.finalize()
+    evaluation.accumulate()
+    curves = evaluation.eval
+    assert curves is not None
+    precision, recall = curves["precision"], curves["recall"]
+    sorted_ids = sorted(category_ids)
+    order = [sorted_ids.index(category) for category in category_ids]
     counted = 0 if is_lvis else 2
     if is_lvis:
         frequencies = {each["id"]: each["frequency"] for each in ground_truth["categories"]}
-        of_classes = [frequencies[category] for category in evaluation.params.catIds]
+        of_classes = [frequencies[category] for category in sorted_ids]
         numbers = _lvis_numbers(precision, recall, of_classes)
     else:
-        numbers = _numbers(precision, recall, evaluation.params.maxDets)
+        numbers = _numbers(precision, recall, params.max_dets)
     return Scores(
         numbers=numbers,
         per_class=np.array([_mean(precision[:, :, label, 0, counted]) for label in order]),
@@ -136,50 +180,50 @@ def score(
     )
 
 
-def _best_of_images(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """As many of each image's results as LVIS counts."""
-    images: dict[int, list[Mapping[str, Any]]] = {}
-    for result in results:
-        images.setdefault(result["image_id"], []).append(result)
-    return [
-        result
-        for of_image in images.values()
-        for result in sorted(of_image, key=lambda each: -each["score"])[:LVIS_MAX_DETECTIONS]
-    ]
+def _areas(found: Found, iou_type: str) -> Floats:
+    if iou_type == "bbox":
+        return found.boxes[:, 2] * found.boxes[:, 3]
+    return np.array(hotcoco.mask.area(found.rles or []), dtype=np.float64)
 
 
-def _groups(image_ids: Sequence[int], pairs: Mapping[int, int]) -> list[list[int]]:
-    """Images one after the other, as many together as the memory for their IoUs allows."""
-    groups: list[list[int]] = [[]]
+def _best_of_images(found: Found) -> Ints:
+    """As many of each image's detections as LVIS counts, which are in the order of the images."""
+    order = np.lexsort([-found.scores, found.image_ids])
+    ranks = np.arange(len(order)) - np.searchsorted(found.image_ids, found.image_ids)
+    return np.sort(order[ranks < LVIS_MAX_DETECTIONS])
+
+
+def _parts(
+    images: Entries, objects: Entries, found_in: Ints
+) -> Iterator[tuple[Entries, Entries, slice]]:
+    """As many images, and what is of them, as the memory for their IoUs allows.
+
+    Args:
+        images: in COCO's format.
+        objects: likewise.
+        found_in: (N,) ids of the images of detections, in order.
+    """
+    images = sorted(images, key=lambda image: image["id"])
+    present: dict[int, Entries] = {image["id"]: [] for image in images}
+    for each in objects:
+        present[each["image_id"]].append(each)
+    ends = np.searchsorted(found_in, list(present), side="right").tolist()
+    part: Entries = []
+    true: Entries = []
+    first = last = 0
     room = _MOST_PAIRS
-    for image_id in sorted(image_ids):
-        if pairs[image_id] > room and groups[-1]:
-            groups.append([])
+    for image, end in zip(images, ends, strict=True):
+        here = present[image["id"]]
+        pairs = len(here) * (end - last)
+        if pairs > room and part:
+            yield part, true, slice(first, last)
+            part, true, first = [], [], last
             room = _MOST_PAIRS
-        groups[-1].append(image_id)
-        room -= pairs[image_id]
-    return groups
-
-
-def _evaluate(evaluation: COCOeval_faster, groups: Sequence[Sequence[int]]) -> None:
-    """Match and accumulate; the library alone would keep the IoUs of all images until the end."""
-    evaluation.separate_eval = len(groups) > 1
-    if not evaluation.separate_eval:
-        evaluation.evaluate()
-        evaluation.accumulate()
-        return
-    num_rows = len(evaluation.params.catIds) * len(evaluation.params.areaRng)
-    rows: list[list[Any]] = [[] for _ in range(num_rows)]  # of all images
-    for group in groups:
-        evaluation.params.imgIds = list(group)
-        evaluation.evaluate()
-        matches = evaluation._evalImgs_cpp
-        for number, row in enumerate(rows):
-            row += matches[number * len(group) : (number + 1) * len(group)]
-    evaluation.params.imgIds = [image_id for group in groups for image_id in group]
-    evaluation._paramsEval = copy.deepcopy(evaluation.params)
-    evaluation._evalImgs_cpp = [image for row in rows for image in row]
-    evaluation.accumulate()
+        room -= pairs
+        part.append(image)
+        true.extend(here)
+        last = end
+    yield part, true, slice(first, last)
 
 
 def _numbers(precision: Floats, recall: Floats, max_detections: Sequence[int]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from mrcnn_lightning.models.protocols import BoxHead, MaskHead, Neck
 from mrcnn_lightning.models.roi_stage import RoIStage
 from mrcnn_lightning.models.rpn.proposals import RPNOutput
 from mrcnn_lightning.models.rpn.rpn import RPN
-from mrcnn_lightning.results.pasting import Crops
+from mrcnn_lightning.results.pasting import Paste
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.user_error import UserError, built
 
@@ -52,7 +52,7 @@ class Detector(nn.Module):
         roi_sampler: RoISampler,
         box_head: Callable[..., BoxHead],
         mask_head: Callable[..., MaskHead] | None,
-        paste: Crops,
+        paste: Paste,
         pad_first: bool,
         init: Callable[["Detector"], None],
     ) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrcnn_lightning.ops import boxes as box_ops
-from mrcnn_lightning.results.pasting import Crops
+from mrcnn_lightning.results.pasting import Paste
 from mrcnn_lightning.results.rle import decode_masks, encode_masks
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.user_error import UserError
@@ -98,7 +98,7 @@ class ImageDetections:
         return self.rles
 
 
-def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageDetections]:
+def per_image(detections: Detections, batch: Batch, paste: Paste) -> list[ImageDetections]:
     """Each image's detections on the host, in its own pixels, with masks run-length encoded.
 
     Boxes without area, of objects that the image's edge has cut to nothing, are left out here and
@@ -107,7 +107,7 @@ def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageD
     Args:
         detections: of the batch.
         batch: where they were found.
-        crops: how masks are pasted, see `resized_crops`.
+        paste: how masks are pasted, see `resized_crops`.
     """
     # All of it is on its way before the host waits, once.
     detections = detections.to("cpu", non_blocking=True)
@@ -127,7 +127,7 @@ def per_image(detections: Detections, batch: Batch, crops: Crops) -> list[ImageD
         rles = None
         if detections.masks is not None:
             masks = detections.masks[image, found]
-            rles = encode_masks(masks, boxes[image, found], (height, width), crops)
+            rles = encode_masks(masks, boxes[image, found], (height, width), paste)
         images.append(
             ImageDetections(
                 image_id=image_id,

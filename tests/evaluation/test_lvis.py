@@ -12,6 +12,7 @@ import pytest
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.evaluation.scoring import LVIS_NUMBERS, score
 from mrcnn_lightning.user_error import UserError
+from tests.evaluation.found import found
 
 SIZE = 200
 CATEGORIES = [{"id": 2 * n + 3, "name": f"class {n}", "frequency": "rcf"[n % 3]} for n in range(9)]
@@ -88,7 +89,7 @@ def test_numbers_are_those_of_lvis(
     annotations = Annotations.load(file, cache_dir=tmp_path)
     ours = score(
         annotations.ground_truth(range(1, 13), of_masks=iou_type == "segm"),
-        results,
+        found(results),
         iou_type=iou_type,
         category_ids=annotations.category_ids,
         max_detections=1000,

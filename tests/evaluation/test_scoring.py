@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_lightning.evaluation import scoring
 from mrcnn_lightning.evaluation.scoring import NUMBERS, number_names, score
+from tests.evaluation.found import found
 
 SIZE = 400
 MOST = 200
@@ -75,7 +76,7 @@ def test_more_detections_than_cocos(
     peer.evaluate()
     peer.accumulate()
     peer.summarize()
-    ours = score(truth, results, iou_type=iou_type, category_ids=[4, 9], max_detections=MOST)
+    ours = score(truth, found(results), iou_type=iou_type, category_ids=[4, 9], max_detections=MOST)
     precision, recall = peer.eval["precision"][..., 0, 3], peer.eval["recall"][..., 0, 3]
     all_counted = [values.mean() for values in (precision, precision[0], precision[5], recall)]
     assert list(ours.numbers) == [*NUMBERS, *number_names(MOST)[-4:]]
@@ -88,6 +89,6 @@ def test_more_detections_than_cocos(
 def test_fewer_detections_are_scored_as_cocos(max_detections: int) -> None:
     truth, results = crowded(2, 20, 30)
     ours = score(
-        truth, results, iou_type="bbox", category_ids=[4, 9], max_detections=max_detections
+        truth, found(results), iou_type="bbox", category_ids=[4, 9], max_detections=max_detections
     )
     assert list(ours.numbers) == list(NUMBERS)

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrcnn_lightning.results.pasting import Crops, resized_crops
+from mrcnn_lightning.results.pasting import Paste, resized_crops
 
 
 def paste_masks(
-    masks: Tensor, boxes: Tensor, size: tuple[int, int], crops: Crops = resized_crops
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], crops: Paste = resized_crops
 ) -> Tensor:
     """Masks (N, m, m) pasted at their boxes (N, 4) into whole images: (N, H, W) bool."""
     canvas = np.zeros((len(masks), *size), dtype=np.bool_)
