@@ -133,27 +133,46 @@ def score(
             return pool.submit(again, ground_truth, found, max_detections=max_detections).result()
     _threads_of = os.getpid()
     is_lvis = any("neg_category_ids" in image for image in ground_truth["images"])
+    most = max(max_detections, COCO_MAX_DETECTIONS)
+    counts = [LVIS_MAX_DETECTIONS] if is_lvis else sorted({1, 10, COCO_MAX_DETECTIONS, most})
+    precision, recall = _curves(ground_truth, found, iou_type, counts, is_lvis=is_lvis)
+    sorted_ids = sorted(category_ids)
+    order = [sorted_ids.index(category) for category in category_ids]
+    counted = 0 if is_lvis else 2
+    if is_lvis:
+        frequencies = {each["id"]: each["frequency"] for each in ground_truth["categories"]}
+        of_classes = [frequencies[category] for category in sorted_ids]
+        numbers = _lvis_numbers(precision, recall, of_classes)
+    else:
+        numbers = _numbers(precision, recall, counts)
+    return Scores(
+        numbers=numbers,
+        per_class=np.array([_mean(precision[:, :, label, 0, counted]) for label in order]),
+        precision=precision[:, :, order, 0, -1],
+    )
+
+
+def _curves(
+    ground_truth: dict[str, Any], found: Found, iou_type: str, counts: list[int], *, is_lvis: bool
+) -> tuple[Floats, Floats]:
+    """Precision (T, R, K, A, M) and recall (T, K, A, M), the classes in the order of their ids."""
     objects = ground_truth["annotations"]
     found = found[np.argsort(found.image_ids, kind="stable")]
     areas = _areas(found, iou_type)
-    params = Params(iou_type)
     if is_lvis:
         # LVIS's package takes no notice of what has no area.
         objects = [each for each in objects if each["area"] > 0]
         kept = _best_of_images(found)
         kept = kept[areas[kept] > 0]
         found, areas = found[kept], areas[kept]
-        params.max_dets = [LVIS_MAX_DETECTIONS]
-    else:
-        most = max(max_detections, COCO_MAX_DETECTIONS)
-        params.max_dets = sorted({1, 10, COCO_MAX_DETECTIONS, most})
-    matches = StreamingEval(ground_truth["categories"], iou_type, lvis_style=is_lvis, params=params)
+    boxes = found.boxes
     if iou_type == "segm":
-        # The library takes a detection's area from its box, and nothing else.
+        # The library takes a detection's area from its box, which is not compared.
         boxes = np.stack([0 * areas, 0 * areas, areas, 0 * areas + 1], axis=1)
-    else:
-        boxes = found.boxes
     rows = np.column_stack([found.image_ids, boxes, found.scores, found.category_ids])
+    params = Params(iou_type)
+    params.max_dets = counts
+    matches = StreamingEval(ground_truth["categories"], iou_type, lvis_style=is_lvis, params=params)
     for images, true, chosen in _parts(ground_truth["images"], objects, found.image_ids):
         masks: list[dict[str, Any] | list[list[float]]] | None = None
         if found.rles and iou_type == "segm":
@@ -163,21 +182,7 @@ def score(
     evaluation.accumulate()
     curves = evaluation.eval
     assert curves is not None
-    precision, recall = curves["precision"], curves["recall"]
-    sorted_ids = sorted(category_ids)
-    order = [sorted_ids.index(category) for category in category_ids]
-    counted = 0 if is_lvis else 2
-    if is_lvis:
-        frequencies = {each["id"]: each["frequency"] for each in ground_truth["categories"]}
-        of_classes = [frequencies[category] for category in sorted_ids]
-        numbers = _lvis_numbers(precision, recall, of_classes)
-    else:
-        numbers = _numbers(precision, recall, params.max_dets)
-    return Scores(
-        numbers=numbers,
-        per_class=np.array([_mean(precision[:, :, label, 0, counted]) for label in order]),
-        precision=precision[:, :, order, 0, -1],
-    )
+    return curves["precision"], curves["recall"]
 
 
 def _areas(found: Found, iou_type: str) -> Floats:

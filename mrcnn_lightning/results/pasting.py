@@ -85,26 +85,27 @@ class Crops:
             x if length else _NO_PIXELS for x, length in zip(self.columns, lengths, strict=True)
         ]
         owners, x, positions = _laid_out(columns)  # (Q,)
-        profiles = _between(self.padded.transpose(1, 2).numpy(), owners, positions)  # (Q, c)
-        inside = np.zeros((len(owners), cells + 2), dtype=np.bool_)
-        np.greater(profiles, THRESHOLD - _UNCLEAR, out=inside[:, 1:-1])
+        # Nothing above and below a column, so that what the image has cut off ends there.
+        by_column = F.pad(self.padded.transpose(1, 2), (1, 1))  # (N, c, c + 2)
+        profiles = _between(by_column.numpy(), owners, positions)  # (Q, c + 2)
+        inside = profiles > THRESHOLD - _UNCLEAR
         surely = profiles > THRESHOLD + _UNCLEAR
         is_unclear = np.zeros(len(self), dtype=np.bool_)
         if np.count_nonzero(surely) != np.count_nonzero(inside):
-            is_unclear[owners[(inside[:, 1:-1] != surely).any(axis=1)]] = True
-        flat = inside.ravel()
-        column, cell = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), cells + 2)  # (E,)
+            is_unclear[owners[(inside != surely).any(axis=1)]] = True
+        changes = np.flatnonzero(inside.ravel()[1:] != inside.ravel()[:-1])  # (E,)
+        column = changes // (cells + 2)
+        cell = changes - column * (cells + 2)
         numbers = owners[column]
-        before, after = (
-            profiles[column, side.clip(0, cells - 1)].astype(np.float64)
-            for side in (cell - 1, cell)
-        )
-        rise = np.where(before == after, 1, after - before)
+        before = profiles.ravel()[changes].astype(np.float64)
+        rise = profiles.ravel()[changes + 1] - before
         crossings = cell - 1 + (THRESHOLD - before) / rise
         row, is_near = _first_pixels(self.rows, numbers, crossings, np.abs(rise))
-        is_outer = (cell == 0) | (cell == cells)  # cut off by the image
-        is_unclear[numbers[is_near & ~is_outer]] = True
-        row = np.where(is_outer, np.where(cell == 0, 0, lengths[numbers]), row)
+        row[cell == 0] = 0
+        at_end = np.flatnonzero(cell == cells)
+        row[at_end] = lengths[numbers[at_end]]
+        is_near &= (cell > 0) & (cell < cells)
+        is_unclear[numbers[is_near]] = True
         tops = np.array([each.first for each in self.rows])
         places = x[column] * height + tops[numbers] + row
         return numbers, places, np.flatnonzero(is_unclear).tolist()
@@ -123,9 +124,9 @@ def _laid_out(pixels: Sequence[Pixels]) -> tuple[Ints, Ints, Floats]:
 
 
 def _between(masks: Values, numbers: Ints, positions: Floats) -> Values:
-    """Rows of some of the masks (N, c, c), between the two next to each position, (Q, c)."""
-    cells = masks.shape[-1]
-    rows = masks.reshape(-1, cells)
+    """Rows of some of the masks (N, c, C), between the two next to each position, (Q, C)."""
+    cells = masks.shape[1]
+    rows = masks.reshape(-1, masks.shape[2])
     lower = np.minimum(positions.astype(np.int64), cells - 2)
     parts = (positions - lower).astype(masks.dtype)
     lower += numbers * cells

@@ -83,13 +83,22 @@ def _compressed(numbers: Ints) -> tuple[bytes, Ints]:
 
     A character has five bits, the lowest first, and a bit that says whether more follow.
     """
-    magnitudes = np.where(numbers < 0, ~numbers, numbers)
-    most = 1 + int(magnitudes.max(initial=0)).bit_length() // 5
-    lengths = 1 + (magnitudes[:, None] >= 16 << 5 * np.arange(most - 1)).sum(axis=1)
-    digits = numbers[:, None] >> 5 * np.arange(most)  # (R, most)
-    place = np.arange(most)
-    characters = (digits & 31) + 48 + 32 * (place < lengths[:, None] - 1)
-    return characters[place < lengths[:, None]].astype(np.uint8).tobytes(), lengths.cumsum()
+    # Five bits hold -16 to 15; few numbers have more.
+    lengths = np.ones(len(numbers), dtype=np.int64)
+    longer, values = np.arange(len(numbers)), numbers
+    while len(longer):
+        is_longer = (values < -16) | (values > 15)
+        longer, values = longer[is_longer], values[is_longer] >> 5
+        lengths[longer] += 1
+    ends = lengths.cumsum()
+    characters = np.empty(ends[-1], dtype=np.uint8)
+    places, values = ends - lengths, numbers
+    while len(values):
+        has_more = lengths > 1
+        characters[places] = (values & 31) + np.where(has_more, 80, 48)
+        places, values = places[has_more] + 1, values[has_more] >> 5
+        lengths = lengths[has_more] - 1
+    return characters.tobytes(), ends
 
 
 def decode_crops(rles: Sequence[bytes], size: tuple[int, int]) -> Iterator[Crop]:
