@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from turns import device_name, peak_megabytes
 
 from mrcnn_lightning.app.run import CONF
-from mrcnn_lightning.evaluation.scoring import score
+from mrcnn_lightning.evaluation.scoring import Found, score
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.results.image_detections import per_image
 from mrcnn_lightning.structures import Batch, Targets
@@ -187,7 +187,14 @@ def greatest_difference(images: int) -> tuple[float, dict[str, float]]:
         *peer.stats,
         *(each.mean() for each in (precision, precision[0], precision[5], recall)),
     ]
-    ours = score(truth, results, iou_type="bbox", category_ids=[1], max_detections=DETECTIONS)
+    found = Found(
+        image_ids=np.array([each["image_id"] for each in results]),
+        category_ids=np.ones(len(results), dtype=np.int64),
+        scores=np.array([each["score"] for each in results]),
+        boxes=np.array([each["bbox"] for each in results]),
+        rles=None,
+    )
+    ours = score(truth, found, iou_type="bbox", category_ids=[1], max_detections=DETECTIONS)
     return float(np.abs(np.array(list(ours.numbers.values())) - wanted).max()), ours.numbers
 
 

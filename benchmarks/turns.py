@@ -23,7 +23,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 # Real photos, which the project does not carry.
 SHARED = Path(os.environ.get("MRCNN_SHARED", ROOT.parent / "shared"))
-PACKAGES = ("torch", "torchvision", "torchmetrics", "pycocotools", "faster-coco-eval")
+PACKAGES = ("torch", "torchvision", "torchmetrics", "pycocotools", "hotcoco")
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 

@@ -105,6 +105,6 @@ def test_only_one_file_knows_the_ap_library() -> None:
     users = {
         file.relative_to(PACKAGE).as_posix()
         for file in PACKAGE.rglob("*.py")
-        if any(name.startswith("faster_coco_eval") for name in imports(file))
+        if any(name.startswith("hotcoco") for name in imports(file))
     }
     assert users == {"evaluation/scoring.py"}

@@ -11,7 +11,7 @@ import torch
 from mrcnn_lightning import __version__
 from mrcnn_lightning.data.datamodule import COCODataModule
 
-_PACKAGES = ("torchvision", "lightning", "hydra-core", "faster-coco-eval", "numpy")
+_PACKAGES = ("torchvision", "lightning", "hydra-core", "hotcoco", "numpy")
 _PATIENCE = 10  # seconds, for git on a slow file system
 
 

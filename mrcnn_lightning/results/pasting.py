@@ -101,13 +101,12 @@ class Crops:
         rise = profiles.ravel()[changes + 1] - before
         crossings = cell - 1 + (THRESHOLD - before) / rise
         row, is_near = _first_pixels(self.rows, numbers, crossings, np.abs(rise))
-        row[cell == 0] = 0
-        at_end = np.flatnonzero(cell == cells)
-        row[at_end] = lengths[numbers[at_end]]
-        is_near &= (cell > 0) & (cell < cells)
+        at_ends = np.flatnonzero((cell == 0) | (cell == cells))  # cut off by the image
+        row[at_ends] = np.where(cell[at_ends] == 0, 0, lengths[numbers[at_ends]])
+        is_near[at_ends] = False
         is_unclear[numbers[is_near]] = True
         tops = np.array([each.first for each in self.rows])
-        places = x[column] * height + tops[numbers] + row
+        places = (x * height + tops[owners])[column] + row
         return numbers, places, np.flatnonzero(is_unclear).tolist()
 
 
@@ -153,7 +152,8 @@ def _first_pixels(
     origins = np.array([each.origin for each in pixels])[numbers]
     steps = np.array([each.step for each in pixels])[numbers]
     nearest = np.rint((crossings - origins) / steps).astype(np.int64)
-    nearest = np.clip(nearest, 0, lengths[numbers] - 1)
+    np.maximum(nearest, 0, out=nearest)
+    np.minimum(nearest, (lengths - 1)[numbers], out=nearest)
     positions = np.concatenate([each.positions for each in pixels])
     beyond = positions[(lengths.cumsum() - lengths)[numbers] + nearest] - crossings
     return nearest + (beyond < 0), np.abs(beyond) * slopes <= _UNCLEAR
