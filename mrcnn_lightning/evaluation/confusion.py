@@ -47,22 +47,34 @@ def confusion_matrix(
         found = int((image.scores >= min_score).sum())
         true = np.array([labels[each["category_id"]] for each in present], dtype=np.int64)
         crowd = np.array([bool(each["iscrowd"]) for each in present], dtype=bool)
-        is_missed = ~crowd
         if found and present:
             boxes = torch.tensor([each["bbox"] for each in present], dtype=torch.float64)
             overlaps = _overlaps(image.boxes[:found], boxes, crowd)
         else:
             overlaps = np.zeros((found, len(present)))
-        for row, label in zip(overlaps, (image.labels[:found] - 1).tolist(), strict=True):
-            free = np.where(is_missed, row, 0.0)
-            best = int(free.argmax()) if len(free) else 0
-            if len(free) and free[best] >= min_iou:
-                matrix[true[best], label] += 1
-                is_missed[best] = False
-            elif not (crowd & (true == label) & (row >= min_iou)).any():
-                matrix[num_classes, label] += 1
-        np.add.at(matrix, (true[is_missed], num_classes), 1)
+        guessed = image.labels[:found].numpy() - 1
+        taken, is_missed = _matched(np.where(crowd, -1, overlaps), min_iou)
+        is_match = taken >= 0
+        np.add.at(matrix, (true[taken[is_match]], guessed[is_match]), 1)
+        in_crowd = (crowd & (true == guessed[:, None]) & (overlaps >= min_iou)).any(axis=1)
+        wrong = guessed[~is_match & ~in_crowd]
+        matrix[num_classes, :num_classes] += np.bincount(wrong, minlength=num_classes)
+        is_missed &= ~crowd
+        matrix[:num_classes, num_classes] += np.bincount(true[is_missed], minlength=num_classes)
     return matrix
+
+
+def _matched(
+    overlaps: npt.NDArray[np.float64], min_iou: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The object that each detection takes, (N,), -1 if none, and whether one is left, (G,)."""
+    rows, columns = np.nonzero(overlaps >= min_iou)
+    order = np.lexsort([columns, -overlaps[rows, columns], rows])
+    taken, is_left = [-1] * len(overlaps), [True] * overlaps.shape[1]
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if taken[row] < 0 and is_left[column]:
+            taken[row], is_left[column] = column, False
+    return np.array(taken, dtype=np.int64), np.array(is_left, dtype=np.bool_)
 
 
 def _overlaps(
