@@ -128,8 +128,8 @@ class RecordsProgress(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Note, unless this was only the check before training."""
-        if not trainer.sanity_checking and "ap" in pl_module.results:
-            self._note(trainer, pl_module.results["ap"])
+        if not trainer.sanity_checking:
+            pl_module.when_scored(lambda: self._note(trainer, pl_module.results["ap"]))
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Note."""

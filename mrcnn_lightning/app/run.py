@@ -223,6 +223,13 @@ def _check_monitors(cfg: DictConfig, trainer: lightning.Trainer, task: Detection
         metric = callback.get("monitor") if callback else None
         if metric and metric not in known and not metric.startswith(("train/", "lr-")):
             raise UserError(unknown_metric(f"callbacks.{key}.monitor", metric, known - of_classes))
+        is_late = metric and metric.startswith("val/") and not metric.startswith("val/loss")
+        if cfg.task.background_scoring and is_late and callback._target_.startswith("lightning."):
+            raise UserError(
+                f"callbacks.{key}: {callback._target_} would not wait for {metric}, which with "
+                "task.background_scoring=true comes after the evaluation: take this project's "
+                "BestCheckpoint or EarlyStopping (conf/callbacks/default.yaml)"
+            )
 
 
 def _trainer(cfg: DictConfig, always: list[Callback], loggers: list[Logger]) -> lightning.Trainer:
@@ -231,7 +238,12 @@ def _trainer(cfg: DictConfig, always: list[Callback], loggers: list[Logger]) -> 
     callbacks += always  # after those that change what is saved
     if not loggers:  # it refuses to have nothing to write to
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
-    callbacks.append(LambdaCallback(on_sanity_check_end=partial(_check_monitors, cfg)))
+    callbacks.append(
+        LambdaCallback(
+            on_sanity_check_end=partial(_check_monitors, cfg),
+            on_exception=lambda _, task, __: task.end_background(),
+        )
+    )
     trainer: lightning.Trainer = _build(
         cfg.trainer,
         callbacks=callbacks,

@@ -124,20 +124,22 @@ class COCOMetric(Metric):
         A number is -1 where there is nothing to find; such classes are left out. Rank 0 computes
         them for all.
         """
-        metrics: dict[str, float] = {}
-        if _is_first():
-            images = self._images()
-            found = _found(images.values(), self.category_ids)
-            self.evaluated = Evaluated(
-                [replace(image, rles=None) for image in images.values()], {}, {}
-            )
-            for kind, iou_type in IOU_TYPES.items():
-                if kind == "box" or self.has_masks:
-                    metrics |= self._score(found, sorted(images), kind, iou_type)
+        metrics = self.compute_here() if _is_first() else {}
         if distributed.is_initialized():
             told = [metrics]
             distributed.broadcast_object_list(told, device=self.device)
             metrics = told[0]
+        return metrics
+
+    def compute_here(self) -> dict[str, float]:
+        """What `compute` gives, of this process's state alone."""
+        images = self._images()
+        found = _found(images.values(), self.category_ids)
+        self.evaluated = Evaluated([replace(image, rles=None) for image in images.values()], {}, {})
+        metrics: dict[str, float] = {}
+        for kind, iou_type in IOU_TYPES.items():
+            if kind == "box" or self.has_masks:
+                metrics |= self._score(found, sorted(images), kind, iou_type)
         return metrics
 
     def _results(self, images: dict[int, ImageDetections]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import SyncBatchNorm
@@ -21,6 +22,8 @@ from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.ops.sampling import step_key
 from mrcnn_lightning.results.image_detections import ImageDetections, per_image
 from mrcnn_lightning.structures import Batch, Detections
+from mrcnn_lightning.training.background_scoring import BackgroundScoring, Pending
+from mrcnn_lightning.training.callbacks.show import logged_step
 from mrcnn_lightning.training.compiled_step import CompiledStep
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
@@ -46,6 +49,9 @@ class DetectionTask(lightning.LightningModule):
         decay_biases: whether biases decay, as matrices do; norms never do.
         backbone_lr_factor: the backbone's part of the learning rate.
         val_losses: whether losses are computed in validation too.
+        background_scoring: whether a fit goes on while a process beside scores its evaluations.
+            Scores are taken up, and logged at the step of their evaluation, before the next
+            evaluation, before a checkpoint of a later step, and at the end.
         compiled: `parts` have their kernels made by `torch.compile`; with `step`, the losses and
             gradients of a training step are one graph besides (see `CompiledStep`).
         recompute_backbone: whether the backbone's activations are computed again in the backward
@@ -66,6 +72,7 @@ class DetectionTask(lightning.LightningModule):
         decay_biases: bool,
         backbone_lr_factor: float,
         val_losses: bool,
+        background_scoring: bool,
         compiled: Literal[False, "parts", "step"],
         recompute_backbone: bool,
         seed: int,
@@ -89,13 +96,17 @@ class DetectionTask(lightning.LightningModule):
         self.decay_biases = decay_biases
         self.backbone_lr_factor = backbone_lr_factor
         self.val_losses = val_losses
+        self.background_scoring = background_scoring
         self.seed = seed
         self._drawn = (-1, 0)  # the step that layers last drew for, and which of its batches
         self.results: dict[str, float] = {}  # of the last evaluation
         self.scored_at: int | None = None  # after how many steps that was
+        self.logged_at = 0  # the step that loggers are given for it
         self.owes_evaluation = False  # the run that this one goes on with ended within one
         self.refuses_divergence = True
         self._divergence: Divergence | None = None
+        self._background: BackgroundScoring | None = None  # in a fit, if at all
+        self._pending: Pending | None = None
 
     def setup(self, stage: str) -> None:
         """Make the metric of the split that this stage evaluates.
@@ -169,6 +180,8 @@ class DetectionTask(lightning.LightningModule):
         done.
         """
         self.train()
+        if self.background_scoring and self.trainer.enable_validation:
+            self._background = BackgroundScoring()
         if self.owes_evaluation and self.trainer.enable_validation:
             loop = self.trainer.fit_loop.epoch_loop.val_loop
             self.trainer.validating, loop.restarting = True, False
@@ -217,6 +230,17 @@ class DetectionTask(lightning.LightningModule):
         """Look at the losses of the last steps."""
         self._refuse_diverged_losses()
 
+    def on_train_end(self) -> None:
+        """Wait for the scores of the last evaluation."""
+        self._take_up_scores()
+        self.end_background()
+
+    def end_background(self) -> None:
+        """End the process beside, if there is one."""
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+
     def _refuse_diverged_losses(self) -> None:
         if self._divergence is not None:
             self._divergence.check(self.all_gather)
@@ -240,27 +264,82 @@ class DetectionTask(lightning.LightningModule):
                 sync_dist=True,
             )
         detections = self.model.predict(batch, features)
-        self.metric.update(per_image(detections, batch, self.model.paste))
+        if self._background is None:
+            self.metric.update(per_image(detections, batch, self.model.paste))
+        else:
+            self._background.update(self.metric, detections, batch, self.model.paste)
         return detections
 
     def _score(self, split: str) -> None:
-        results = self.metric.compute()
+        results = self._with_ap(self.metric.compute())
         self.metric.reset()
-        kind = "mask" if self.model.mask_head is not None else "box"
-        ap = f"{kind}_{ap_name(self.metric.max_detections)}"
-        results["ap"] = results.get(ap, results[f"{kind}_ap"])  # LVIS has one AP, of 300
         # All ranks have the same numbers; sync_dist only tells Lightning that this is so.
         self.log_dict({f"{split}/{name}": value for name, value in results.items()}, sync_dist=True)
         if not self.trainer.sanity_checking:  # which sees a part of the images, also after a resume
-            self.results, self.scored_at, self.owes_evaluation = results, self.global_step, False
+            self._keep(results, self.global_step, logged_step(self.trainer))
+
+    def _with_ap(self, results: dict[str, float]) -> dict[str, float]:
+        """Results, with `ap`."""
+        kind = "mask" if self.model.mask_head is not None else "box"
+        ap = f"{kind}_{ap_name(self.metric.max_detections)}"
+        return results | {"ap": results.get(ap, results[f"{kind}_ap"])}  # LVIS has one AP, of 300
+
+    def _keep(self, results: dict[str, float], scored_at: int, logged_at: int) -> None:
+        self.results, self.scored_at, self.logged_at = results, scored_at, logged_at
+        self.owes_evaluation = False
+
+    def _score_later(self, background: BackgroundScoring) -> None:
+        loops = self.trainer._checkpoint_connector._get_loops_state_dict()
+        self._pending = Pending(
+            background.score(self.metric, is_first=self.trainer.is_global_zero),
+            steps=self.global_step,
+            logged_at=logged_step(self.trainer),
+            place={"epoch": self.trainer.current_epoch, "loops": loops},
+        )
+
+    def when_scored(self, act: Callable[[], None]) -> None:
+        """Do something once the scores of the evaluation that ends are there, now or later."""
+        if self._pending is None:
+            act()
+        else:
+            self._pending.acts.append(act)
+
+    @property
+    def awaits_scores(self) -> bool:
+        """Whether the scores of the last evaluation are not there yet."""
+        return self._pending is not None
+
+    def _take_up_scores(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        scores, self.metric.evaluated = pending.scores()
+        results = self._with_ap(self.trainer.strategy.broadcast(scores))
+        self._keep(results, pending.steps, pending.logged_at)
+        metrics = {
+            f"val/{name}": torch.tensor(value, device=self.device)
+            for name, value in results.items()
+        }
+        self.trainer.callback_metrics.update(metrics)
+        epoch = {"epoch": pending.place["epoch"]}
+        self.trainer._logger_connector.log_metrics(metrics | epoch, step=pending.logged_at)
+        for act in pending.acts:
+            act()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
         """`detections` of a batch, for callbacks."""
         return {"detections": self._evaluate(batch, "val")}
 
+    def on_validation_start(self) -> None:
+        """Take up the scores of the evaluation before."""
+        self._take_up_scores()
+
     def on_validation_epoch_end(self) -> None:
         """Log box and mask AP, and as `ap` the one that best counts what the model gives."""
-        self._score("val")
+        if self._background is None:
+            self._score("val")
+        else:
+            self._score_later(self._background)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
         """`detections` of a batch, for callbacks."""
@@ -296,9 +375,15 @@ class DetectionTask(lightning.LightningModule):
         """
         self._refuse_diverged_losses()
         refuse_diverged(checkpoint, self.global_step)
+        if self._pending is not None and self._pending.steps < self.global_step:
+            self._take_up_scores()
+            if "callbacks" in checkpoint:  # some of which have acted on them
+                checkpoint["callbacks"] = call._call_callbacks_state_dict(self.trainer)
         checkpoint[DESCRIPTION_KEY] = self.description.write()
         is_due = self.owes_evaluation or _evaluation_follows(self.trainer)
         checkpoint[_OWES] = is_due and self.scored_at != self.global_step
+        if self._pending is not None:  # a run that goes on from here does the evaluation again
+            checkpoint |= self._pending.place | {_OWES: True}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare classes and weights before anything is loaded.

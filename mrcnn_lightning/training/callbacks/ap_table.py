@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mrcnn_lightning.evaluation.coco import IOU_TYPES
-from mrcnn_lightning.training.callbacks.show import logged_step, show, trackers
+from mrcnn_lightning.training.callbacks.show import show, trackers
 from mrcnn_lightning.training.task import DetectionTask
 
 
@@ -24,21 +24,20 @@ class APTable(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Print, unless this was only the check before training."""
+        assert isinstance(pl_module, DetectionTask)
         if not trainer.sanity_checking:
-            self._print(trainer, pl_module, "val")
+            pl_module.when_scored(lambda: self._print(trainer, pl_module, "val"))
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print."""
+        assert isinstance(pl_module, DetectionTask)
         self._print(trainer, pl_module, "test")
 
-    def _print(
-        self, trainer: lightning.Trainer, task: lightning.LightningModule, split: str
-    ) -> None:
-        assert isinstance(task, DetectionTask)
+    def _print(self, trainer: lightning.Trainer, task: DetectionTask, split: str) -> None:
         if not trainer.is_global_zero:
             return
         kinds = [kind for kind in IOU_TYPES if f"{kind}_ap" in task.results]
-        table = Table(title=f"COCO AP after {trainer.global_step} steps", title_justify="left")
+        table = Table(title=f"COCO AP after {task.scored_at} steps", title_justify="left")
         table.add_column()
         for kind in kinds:
             table.add_column(kind, justify="right")
@@ -52,7 +51,7 @@ class APTable(Callback):
                 for name in names
             ]
             for tracker in trackers(trainer):
-                tracker.log_table(f"{split}/ap_per_class", columns, classes, logged_step(trainer))
+                tracker.log_table(f"{split}/ap_per_class", columns, classes, task.logged_at)
         for row in rows:
             values = [task.results.get(f"{kind}_{row}", -1.0) for kind in kinds]
             # A class may be called [red], which as a plain string would be markup.

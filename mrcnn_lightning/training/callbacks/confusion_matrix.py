@@ -36,17 +36,16 @@ class ConfusionMatrix(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Draw, unless this was only the check before training."""
+        assert isinstance(pl_module, DetectionTask)
         if not trainer.sanity_checking:
-            self._draw(trainer, pl_module, "val")
+            pl_module.when_scored(lambda: self._draw(trainer, pl_module, "val"))
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw."""
+        assert isinstance(pl_module, DetectionTask)
         self._draw(trainer, pl_module, "test")
 
-    def _draw(
-        self, trainer: lightning.Trainer, task: lightning.LightningModule, split: str
-    ) -> None:
-        assert isinstance(task, DetectionTask)
+    def _draw(self, trainer: lightning.Trainer, task: DetectionTask, split: str) -> None:
         evaluated = task.metric.evaluated
         if evaluated is None:  # on other ranks
             return
@@ -64,6 +63,7 @@ class ConfusionMatrix(Callback):
             trainer,
             f"{split}/confusion",
             draw_confusion(title, matrix, names),
+            step=task.logged_at,
             folder=self.folder,
             numbers=numbers,
         )

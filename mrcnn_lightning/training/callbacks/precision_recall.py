@@ -40,17 +40,16 @@ class PrecisionRecall(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Draw, unless this was only the check before training."""
+        assert isinstance(pl_module, DetectionTask)
         if not trainer.sanity_checking:
-            self._draw(trainer, pl_module, "val")
+            pl_module.when_scored(lambda: self._draw(trainer, pl_module, "val"))
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw."""
+        assert isinstance(pl_module, DetectionTask)
         self._draw(trainer, pl_module, "test")
 
-    def _draw(
-        self, trainer: lightning.Trainer, task: lightning.LightningModule, split: str
-    ) -> None:
-        assert isinstance(task, DetectionTask)
+    def _draw(self, trainer: lightning.Trainer, task: DetectionTask, split: str) -> None:
         if task.metric.evaluated is None:  # on other ranks
             return
         for kind, precision in task.metric.evaluated.precision.items():
@@ -59,6 +58,7 @@ class PrecisionRecall(Callback):
                 trainer,
                 f"{split}/{kind}_pr",
                 draw_curves(kind, curves),
+                step=task.logged_at,
                 folder=self.folder,
                 numbers=curves,
             )

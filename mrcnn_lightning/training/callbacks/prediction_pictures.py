@@ -16,7 +16,7 @@ from mrcnn_lightning.inference.ground_truth import draw_ground_truth
 from mrcnn_lightning.inference.stretching import as_rgb
 from mrcnn_lightning.results.pasting import resized_crops
 from mrcnn_lightning.structures import Batch, Detections
-from mrcnn_lightning.training.callbacks.show import show_picture
+from mrcnn_lightning.training.callbacks.show import logged_step, show_picture
 from mrcnn_lightning.training.task import DetectionTask
 
 
@@ -84,8 +84,10 @@ class PredictionPictures(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Write and log the pictures."""
+        step = logged_step(trainer)
         for number, picture in enumerate(self._pictures):
-            show_picture(trainer, f"val/picture_{number:02d}", picture, folder=self.folder)
+            name = f"val/picture_{number:02d}"
+            show_picture(trainer, name, picture, step=step, folder=self.folder)
 
 
 def _picture(

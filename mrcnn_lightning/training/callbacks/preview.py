@@ -17,7 +17,7 @@ from mrcnn_lightning.inference.drawing import LONGER_SIDE, contact_sheet
 from mrcnn_lightning.inference.ground_truth import draw_ground_truth
 from mrcnn_lightning.inference.stretching import as_rgb
 from mrcnn_lightning.structures import Batch
-from mrcnn_lightning.training.callbacks.show import show_picture
+from mrcnn_lightning.training.callbacks.show import logged_step, show_picture
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Preview(Callback):
         )
         drawn = list(islice(pictures, data.preview))
         sheet = contact_sheet(drawn, columns=math.ceil(math.sqrt(len(drawn))))
-        show_picture(trainer, "preview", sheet, folder=self.folder)
+        show_picture(trainer, "preview", sheet, step=logged_step(trainer), folder=self.folder)
         _log.info("%s shows what training starts with", self.folder / "preview.png")
 
 

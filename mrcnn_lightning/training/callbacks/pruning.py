@@ -51,8 +51,10 @@ class Pruning(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Report and decide."""
         is_fit = trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking
-        if self.trial is None or not is_fit:
-            return
+        if self.trial is not None and is_fit:
+            pl_module.when_scored(lambda: self._decide(trainer, pl_module.scored_at))
+
+    def _decide(self, trainer: lightning.Trainer, step: int) -> None:
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(
@@ -61,7 +63,7 @@ class Pruning(Callback):
         value = float(trainer.callback_metrics[self.monitor])
         has_more = trainer.global_step < trainer.estimated_stepping_batches
         is_ended = trainer.is_global_zero and bool(
-            self._quietly(lambda: self._report(value, trainer.global_step, has_more))
+            self._quietly(lambda: self._report(value, step, has_more))
         )
         if trainer.strategy.broadcast(is_ended):
             trainer.should_stop = True

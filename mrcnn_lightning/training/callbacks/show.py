@@ -41,6 +41,7 @@ def show_picture(
     name: str,
     picture: Image.Image,
     *,
+    step: int,
     folder: Path,
     numbers: dict[str, Any] | None = None,
 ) -> None:
@@ -52,6 +53,7 @@ def show_picture(
         trainer: of the run.
         name: as of a metric: `val/picture_00`.
         picture: to show.
+        step: for trackers.
         folder: where it is written.
         numbers: what it shows, written beside it as json.
     """
@@ -64,4 +66,4 @@ def show_picture(
     except OSError as error:
         log.warning("%s cannot be written: %s", file, error.strerror or error)
     for tracker in trackers(trainer):
-        tracker.log_picture(name, picture, logged_step(trainer))
+        tracker.log_picture(name, picture, step)
