@@ -131,6 +131,19 @@ class COCOMetric(Metric):
             metrics = told[0]
         return metrics
 
+    def on_host(self) -> "COCOMetric":
+        """A copy with this process's state, which another process can be given."""
+        copy = COCOMetric(
+            self.ground_truth,
+            category_ids=self.category_ids,
+            class_names=self.class_names,
+            has_masks=self.has_masks,
+            max_detections=self.max_detections,
+        )
+        for name in _STATES:
+            setattr(copy, name, [dim_zero_cat(getattr(self, name)).cpu()])
+        return copy
+
     def compute_here(self) -> dict[str, float]:
         """What `compute` gives, of this process's state alone."""
         images = self._images()

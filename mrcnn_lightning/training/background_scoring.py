@@ -2,13 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mrcnn_lightning.evaluation.coco import COCOMetric, Evaluated
 from mrcnn_lightning.results.image_detections import per_image
-from mrcnn_lightning.results.pasting import Crops
 from mrcnn_lightning.structures import Batch, Detections
 from mrcnn_lightning.training.process_beside import ProcessBeside
 
@@ -38,14 +36,14 @@ class BackgroundScoring:
         self._pasted: deque[Callable[[], Any]] = deque()
 
     def update(
-        self, metric: COCOMetric, detections: Detections, batch: Batch, crops: Crops
+        self, metric: COCOMetric, detections: Detections, batch: Batch, paste: Callable[..., Any]
     ) -> None:
         """Give a metric the detections of a batch, sooner or later, but in order."""
         # Pixels and ground truth stay here.
         place = replace(batch, images=batch.images.new_empty(0), targets=None)
         self._pasted.append(
             self._process.submit(
-                per_image, detections.to("cpu"), place.to("cpu", non_blocking=False), crops
+                per_image, detections.to("cpu"), place.to("cpu", non_blocking=False), paste
             )
         )
         if len(self._pasted) > _MOST_WAITING:
@@ -61,7 +59,7 @@ class BackgroundScoring:
         while self._pasted:
             metric.update(self._pasted.popleft()())
         with metric.sync_context(dist_sync_fn=metric.dist_sync_fn):
-            scores = self._process.submit(_scores, deepcopy(metric).cpu()) if is_first else _none
+            scores = self._process.submit(_scores, metric.on_host()) if is_first else _none
         metric.reset()
         return scores
 

@@ -31,7 +31,7 @@ class ProcessBeside:
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
-        self._work: SimpleQueue[tuple[bytes, Future[bytes]]] = SimpleQueue()
+        self._work: SimpleQueue[tuple[bytes, Future[bytes]] | None] = SimpleQueue()
         threading.Thread(target=self._hand_over, daemon=True).start()
         self._has_warned = False
 
@@ -52,12 +52,12 @@ class ProcessBeside:
 
     def close(self) -> None:
         """End the process."""
+        self._work.put(None)
         self._process.kill()
         self._process.join()
 
     def _hand_over(self) -> None:
-        while True:
-            call, answer = self._work.get()
+        for call, answer in iter(self._work.get, None):
             try:
                 self._connection.send_bytes(call)
                 answer.set_result(self._connection.recv_bytes())

@@ -84,7 +84,8 @@ def test_the_last_evaluation_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> No
             should_stop=False,
         )
         pruning = Pruning(monitor="val/ap", pruner=optuna.pruners.NopPruner(), trial={"number": 0})
-        pruning.on_validation_end(trainer, None)
+        task = SimpleNamespace(when_scored=lambda act: act(), scored_at=step)
+        pruning.on_validation_end(trainer, task)
         assert (trainer.should_stop, pruning.pruned_at is not None) == (is_pruned, is_pruned)
         assert list(study.trials[0].intermediate_values) == [step]
         assert ("pruned_at" in study.trials[0].user_attrs) == is_pruned

@@ -7,7 +7,23 @@ from mrcnn_lightning.training.task import DetectionTask
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's EarlyStopping, which looks at scores once they are there."""
+    """Lightning's EarlyStopping, which looks at scores once they are there.
+
+    Args:
+        monitor: the metric.
+        mode: `max` or `min`, which is best.
+        patience: evaluations without a better one.
+        min_delta: what a better one is better by.
+    """
+
+    def __init__(self, *, monitor: str, mode: str, patience: int, min_delta: float) -> None:
+        super().__init__(
+            monitor,
+            mode=mode,
+            patience=patience,
+            min_delta=min_delta,
+            check_on_train_epoch_end=False,
+        )
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
