@@ -26,6 +26,8 @@ _OPERATORS = re.compile(
     r"|cudnn_convolution\w*|mkldnn_linear|mkldnn_rnn|addmm|mm|bmm|baddbmm|linear)"
     r"|mkldnn::\w+|mkl::\w+|onednn::\w+"
 )
+# How the host tells a GPU what to do, by the names of CUDA's calls.
+_LAUNCHES = re.compile(r"(cuda|cu)(Launch|Memcpy|Memset|GraphLaunch)\w*")
 _KERNELS = re.compile(r"gemm|conv|xmma|cutlass|cudnn|wgrad|dgrad|nvjet|splitK", re.IGNORECASE)
 
 
@@ -113,6 +115,18 @@ def shares(step: Callable[[], None], model: Any) -> tuple[dict[str, float], int]
     times[IDLE] = total - sum(times.values())
     launches = sum(len(event.kernels) for event in events)
     return {label: time / total for label, time in times.most_common()}, launches
+
+
+def host_calls(step: Callable[[], None]) -> dict[str, int]:
+    """Operators of a step, and how often it tells a GPU to do something: `launches`."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    names = [event.name for event in profiler.events()]
+    return {
+        "operators": sum(name.startswith("aten::") for name in names),
+        "launches": sum(_LAUNCHES.fullmatch(name) is not None for name in names),
+    }
 
 
 def _label_of(event: Any, labels: set[str]) -> str | None:

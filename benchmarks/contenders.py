@@ -4,9 +4,12 @@ B images, G objects, H and W of the images.
 """
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 import torch
@@ -23,13 +26,27 @@ from mrcnn_lightning.weights.load import load_detector
 
 NUM_CLASSES = 80
 MINI_MASK = 112
+FEW = 16
 
 
-def torchvision_model(size: tuple[int, int]) -> Any:
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """`torch.compile` traces, but makes no kernels, which takes minutes on a CPU."""
+    compiler = torch.compile
+
+    def traced(*args: Any, mode: Any = None, options: Any = None, **kwargs: Any) -> Callable:
+        return compiler(*args, **kwargs | {"backend": "aot_eager"})
+
+    with mock.patch.object(torch, "compile", traced):
+        yield
+
+
+def torchvision_model(size: tuple[int, int], *, is_small: bool = False) -> Any:
     """maskrcnn_resnet50_fpn as with its published weights: frozen norms, 3 trainable stages.
 
     Args:
         size: the shorter and the longest side that its transform resizes to.
+        is_small: ResNet-18, and a few RoIs an image: it runs in a moment.
     """
     torch.manual_seed(0)
     model = torchvision.models.get_model(
@@ -39,8 +56,18 @@ def torchvision_model(size: tuple[int, int]) -> Any:
         num_classes=NUM_CLASSES + 1,
         min_size=size[0],
         max_size=size[1],
+        **(
+            {
+                "box_batch_size_per_image": FEW,
+                "rpn_post_nms_top_n_test": FEW,
+                "box_detections_per_img": FEW,
+            }
+            if is_small
+            else {}
+        ),
     )
-    model.backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    backbone = "resnet18" if is_small else "resnet50"
+    model.backbone = resnet_fpn_backbone(backbone_name=backbone, weights=None, trainable_layers=3)
     for layer in model.modules():
         if isinstance(layer, FrozenBatchNorm2d):  # as small as in trained networks
             torch.nn.init.uniform_(layer.weight, 0.4, 0.6)
@@ -48,7 +75,7 @@ def torchvision_model(size: tuple[int, int]) -> Any:
     return model
 
 
-def our_model(peer: Any) -> Detector:
+def our_model(peer: Any, *, is_small: bool = False) -> Detector:
     """`model=mask_rcnn` with the peer's weights and numbers."""
     overrides = [
         "backbone.weights=null",
@@ -56,6 +83,13 @@ def our_model(peer: Any) -> Detector:
         "model.rpn.selector.min_score=0.0",
         "run_dir=unused",
     ]
+    if is_small:
+        overrides += [
+            "backbone=resnet18",
+            f"model.roi_sampler.num_rois={FEW}",
+            f"model.rpn.selector.num_proposals={FEW}",
+            f"model.box_head.selector.num_detections={FEW}",
+        ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = OmegaConf.to_container(hydra.compose("train", overrides).model, resolve=True)
     model = hydra.utils.instantiate(cfg, _convert_="all")(

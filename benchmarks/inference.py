@@ -1,19 +1,21 @@
 """Photos through Mask R-CNN (ResNet-50-FPN), to boxes and masks in the photo's own pixels.
 
     python benchmarks/inference.py --quick      # one photo of 640x480, two CPU cores
-    python benchmarks/inference.py              # batches of 8, a GPU, bf16
+    python benchmarks/inference.py              # batches of 8, a GPU, bf16; --batch 1
 
 Resizing to 800/1333 and pasting belong to the work of both. Outputs are compared first.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from contenders import our_model, torchvision_model
+from contenders import our_model, torchvision_model, without_kernels
 from torch import Tensor
-from turns import SHARED, in_turns, peak_megabytes, report
+from turns import SHARED, in_turns, kept_going, peak_megabytes, report, started
 
 from mrcnn_lightning.data.images import read_image
 from mrcnn_lightning.data.sizing import PadToMultiple, Resize, shorter_side
@@ -56,11 +58,13 @@ def spread_outputs(model: Any, image: Tensor) -> None:
         layer.weight *= spread / seen[0].std()
 
 
-def contender(name: str, num: int, size: tuple[int, int]) -> Callable[..., Found]:
+def contender(
+    name: str, num: int, size: tuple[int, int], is_small: bool = False
+) -> Callable[..., Found]:
     """What finds objects in images; resized to `size` (shorter side, longest side)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = photos(num)
-    peer = torchvision_model(size).eval()
+    peer = torchvision_model(size, is_small=is_small).eval()
     spread_outputs(peer, images[0])
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
@@ -77,7 +81,7 @@ def contender(name: str, num: int, size: tuple[int, int]) -> Callable[..., Found
     if name == PEER:
         peer.to(device)
         return find_by_peer
-    model = our_model(peer).eval()
+    model = our_model(peer, is_small=is_small).eval()
     predictor = Predictor(
         model,
         category_ids=list(range(1, 81)),
@@ -126,38 +130,75 @@ def compare(ours: Found, theirs: Found) -> dict[str, float]:
     }
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="One photo, for two CPU cores.")] = False,
-    rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 9,
-    compiled: Annotated[bool, typer.Option(help="Also with torch.compile.")] = True,
+def measure(
+    num: int,
+    size: tuple[int, int],
+    is_small: bool,
+    *,
+    names: list[str],
+    rounds: int,
+    out: Path | None,
 ) -> None:
-    """Time prediction of each contender in turns."""
-    num = 1 if quick else 8
+    """Compare what the contenders find in one photo, and time them in turns on a batch."""
+    torch.compiler.reset()
+    on_gpu = torch.cuda.is_available()
     # Both resize a photo of the network's size to itself, so that only the models are compared.
-    as_it_is = (800, 1088)
+    as_it_is = (size[0], -(-size[0] * SIZE[1] // SIZE[0] // 32) * 32)
     same = [
         torch.nn.functional.interpolate(image[None].float(), as_it_is)[0].byte()
         for image in photos(1)
     ]
-    names = ["ours", *(["compiled"] if compiled else []), PEER]
-    finders = {name: contender(name, num, (800, 1333)) for name in names}
-    found = {name: find(same) for name, find in finders.items()}
-    differences = {name: compare(found[name], found[PEER]) for name in names if name != PEER}
+    finders = {name: started(contender, name, num, size, is_small) for name in names}
+    theirs = finders[PEER].work(same)
+    # Another size would take the compiled one more minutes.
+    compared = [name for name in names if name != PEER and not (on_gpu and name == "compiled")]
+    differences = {name: compare(finders[name].work(same), theirs) for name in compared}
     print(differences)
-    if any(each["unmatched"] for each in differences.values()) and not torch.cuda.is_available():
-        raise SystemExit("the contenders do not find the same")
-    seconds = in_turns(finders, rounds=rounds, warmup=2)
-    figures: dict[str, Any] = {"differences": differences, "real_photos": PHOTOS.is_dir()}
-    del finders
+    if any(each["unmatched"] for each in differences.values()) and not on_gpu:
+        raise RuntimeError("the contenders do not find the same")
+    seconds = in_turns({name: finder.work for name, finder in finders.items()}, rounds=rounds)
     report(
-        f"prediction, batch {num}, {SIZE[1]}x{SIZE[0]} at 800/1333",
+        f"prediction, batch {num}, {SIZE[1]}x{SIZE[0]} at {size[0]}/{size[1]}",
         seconds,
         peer=PEER,
         work=num,
         unit="images",
-        megabytes={name: peak_megabytes(contender, name, num, (800, 1333)) for name in names},
-        **figures,
+        megabytes=None
+        if is_small
+        else {
+            name: finder.megabytes
+            if on_gpu
+            else peak_megabytes(contender, name, num, size, is_small)
+            for name, finder in finders.items()
+        },
+        of_each={name: {"first_s": round(each.first_s, 2)} for name, each in finders.items()},
+        out=out,
+        batch=num,
+        differences=differences,
+        real_photos=PHOTOS.is_dir(),
     )
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="One photo, for two CPU cores.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="A small model, once, nothing compiled.")] = False,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Photos at a time; several times.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 9,
+    compiled: Annotated[bool, typer.Option(help="Also with torch.compile.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Append the JSON objects to it.")] = None,
+) -> None:
+    """Time prediction of each contender in turns."""
+    size = (96, 160) if dry_run else (800, 1333)
+    # Without the compiled one first: its kernels may take longer than there is time.
+    lists = [["ours", PEER], *([["ours", "compiled", PEER]] if compiled else [])]
+    batches = batch if batch and not dry_run else [1 if quick or dry_run else 8]
+    for num in batches:
+        for names in lists if torch.cuda.is_available() else lists[-1:]:
+            compiler = without_kernels() if dry_run else nullcontext()
+            with kept_going(f"prediction, batch {num}: {names[-2]}", out), compiler:
+                measure(num, size, dry_run, names=names, rounds=1 if dry_run else rounds, out=out)
 
 
 if __name__ == "__main__":

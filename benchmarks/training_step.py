@@ -1,32 +1,75 @@
 """A step of training Mask R-CNN (ResNet-50-FPN): this project against torchvision.
 
-python benchmarks/training_step.py --quick --profile    # two CPU cores
-python benchmarks/training_step.py --profile            # a GPU
+    python benchmarks/training_step.py --quick --profile    # two CPU cores
+    python benchmarks/training_step.py --profile            # a GPU
+
+Ours is trained in three ways: plain; its parts compiled (`parts`); all of it one graph (`step`).
 """
 
+import gc
 import warnings
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
-from breakdown import print_breakdown
-from contenders import our_model, scene, torchvision_model
-from turns import in_turns, peak_megabytes, report
+from breakdown import host_calls, print_breakdown
+from contenders import our_model, scene, torchvision_model, without_kernels
+from torch import Tensor
+from turns import Started, in_turns, kept_going, peak_megabytes, report, started
 
-QUICK = ((320, 416), [9, 5])
-FULL = ((800, 1344), [60, 9, 7, 6, 5, 5, 4, 3, 3, 2, 2, 2, 1, 1, 1, 1])  # 7 an image
 PEER = "torchvision"
+WAYS = ("plain", "parts", "step")
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Objects of the images, 7 each; any half of them has crowded and empty scenes.
+OBJECTS = [60, 1, 2, 1, 2, 1, 2, 1, 9, 7, 6, 5, 5, 4, 3, 3]
 
 
-def step_of(name: str, size: tuple[int, int], num_objects: list[int]) -> Callable[[], None]:
+@dataclass
+class Setting:
+    """What both sides do."""
+
+    num_objects: list[int]  # of each image
+    size: tuple[int, int]  # height and width of the canvas
+    precision: str
+    is_small: bool = False
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return f"batch {len(self.num_objects)}, {height}x{width}, {self.precision}"
+
+
+QUICK = Setting([9, 5], (320, 416), "float32")
+FULL = Setting(OBJECTS, (800, 1344), "bf16")
+DRY = Setting([2], (64, 96), "bf16", is_small=True)
+
+
+def _loss(name: str, model: Any) -> Callable[..., dict[str, Tensor]]:
+    """A contender's losses of a scene."""
+    if name == PEER:
+        return lambda data: model(data.images, [dict(target) for target in data.targets])
+    if name == "parts":
+        model.compile_parts()
+    if name == "step":
+        from mrcnn_lightning.training.compiled_step import CompiledStep
+
+        step = CompiledStep(model)
+        return lambda data: step(data.batch)
+    return lambda data: model.loss(data.batch)
+
+
+def step_of(name: str, setting: Setting) -> Callable[[], None]:
     """One contender's step: losses, gradients, optimizer."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = scene(size, num_objects, device)
-    peer = torchvision_model(size)
-    model = (peer if name == PEER else our_model(peer)).to(device).train()
-    if name == "compiled":
-        model.compile_parts()
+    data = scene(setting.size, setting.num_objects, device)
+    peer = torchvision_model(setting.size, is_small=setting.is_small)
+    model = (
+        (peer if name == PEER else our_model(peer, is_small=setting.is_small)).to(device).train()
+    )
     optimizer = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=1e-5,
@@ -34,15 +77,18 @@ def step_of(name: str, size: tuple[int, int], num_objects: list[int]) -> Callabl
         weight_decay=1e-4,
         fused=True,  # both: it is torch's, and no part of either model
     )
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.precision == "fp16")
+    # CPUs take minutes in fp16: there it is bf16 with the losses scaled.
+    is_slow = device.type == "cpu" and setting.precision == "fp16"
+    dtype = PRECISIONS["bf16" if is_slow else setting.precision]
+    loss = _loss(name, model)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            if name == PEER:
-                losses = model(data.images, [dict(target) for target in data.targets])
-            else:
-                losses = model.loss(data.batch)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            losses = loss(data)
+        scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     step.model = model  # type: ignore[attr-defined]
@@ -61,36 +107,116 @@ def host_syncs(step: Callable[[], None]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="Small images, for two CPU cores.")] = False,
-    profile: Annotated[bool, typer.Option(help="Say where the time goes.")] = False,
-    rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 7,
-    compiled: Annotated[bool, typer.Option(help="Also with torch.compile.")] = True,
-) -> None:
-    """Time a training step of each contender in turns."""
-    size, num_objects = QUICK if quick else FULL
-    names = ["ours", *(["compiled"] if compiled else []), PEER]
-    steps = {name: step_of(name, size, num_objects) for name in names}
-    seconds = in_turns(steps, rounds=rounds, repeats=1 if quick else 5, warmup=2 if quick else 5)
-    figures = {}
+def _of_each(contender: Started) -> dict[str, Any]:
+    """What is known of a contender beside its time."""
+    found: dict[str, Any] = {"first_step_s": round(contender.first_s, 2)}
     if torch.cuda.is_available():
-        figures["host_syncs"] = {name: host_syncs(step) for name, step in steps.items()}
-    if profile:
+        found["host_syncs"] = host_syncs(contender.work)
+        found |= host_calls(contender.work)
+    return found
+
+
+def measure(
+    way: str,
+    peer: Started,
+    setting: Setting,
+    *,
+    rounds: int,
+    repeats: int,
+    weighs: bool,
+    profile: bool,
+    out: Path | None,
+) -> None:
+    """Time one way of ours and the peer in turns, and report.
+
+    Args:
+        way: one of WAYS.
+        peer: at work already.
+        setting: of both.
+        rounds: how often each has a turn.
+        repeats: steps of a turn.
+        weighs: whether peak memory is measured on a host without a GPU, in processes of their own.
+        profile: whether to say where the time goes.
+        out: see `report`.
+    """
+    torch.compiler.reset()  # a second shape would make kernels for any shape
+    contenders = {way: started(step_of, way, setting), PEER: peer}
+    seconds = in_turns(
+        {name: contender.work for name, contender in contenders.items()},
+        rounds=rounds,
+        repeats=repeats,
+    )
+    figures: dict[str, Any] = {"batch": len(setting.num_objects), "precision": setting.precision}
+    if profile and way == "plain":  # labels would make other kernels of what is compiled
         figures["breakdown"] = {
-            name: print_breakdown(name, step, step.model)  # type: ignore[attr-defined]
-            for name, step in steps.items()
-            if name != "compiled"  # labels would make other kernels of it
+            name: print_breakdown(name, contender.work, contender.work.model)  # type: ignore[attr-defined]
+            for name, contender in contenders.items()
         }
-    del steps
+    megabytes = {
+        name: peak_megabytes(step_of, name, setting) if weighs else contender.megabytes
+        for name, contender in contenders.items()
+    }
     report(
-        f"training step, batch {len(num_objects)}, {size[0]}x{size[1]}",
+        f"training step, {setting}",
         seconds,
         peer=PEER,
-        work=len(num_objects),
+        work=len(setting.num_objects),
         unit="images",
-        megabytes={name: peak_megabytes(step_of, name, size, num_objects) for name in names},
+        megabytes=megabytes,
+        of_each={name: _of_each(contender) for name, contender in contenders.items()},
+        out=out,
         **figures,
     )
+
+
+def _known(names: list[str], choices: Iterable[str], option: str) -> list[str]:
+    unknown = set(names) - set(choices)
+    if unknown:
+        raise typer.BadParameter(f"{option} {unknown.pop()} is not one of {', '.join(choices)}")
+    return names
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Small images, for two CPU cores.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="A small model, once, nothing compiled.")] = False,
+    batch: Annotated[list[int] | None, typer.Option(help="Images a step; several times.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help=", ".join(PRECISIONS))] = None,
+    way: Annotated[list[str] | None, typer.Option(help=", ".join(WAYS))] = None,
+    profile: Annotated[bool, typer.Option(help="Say where the time goes.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="Append the JSON objects to it.")] = None,
+) -> None:
+    """Time a training step of each way and of the peer in turns."""
+    base = DRY if dry_run else QUICK if quick else FULL
+    on_gpu = torch.cuda.is_available()
+    ways = _known(way or list(WAYS), WAYS, "--way")
+    precisions = _known(precision or [base.precision], PRECISIONS, "--precision")
+    batches = batch if batch and not dry_run else [len(base.num_objects)]
+    for number, kind in product(batches, precisions):
+        objects = base.num_objects if number == len(base.num_objects) else _objects(number)
+        setting = replace(base, num_objects=objects, precision=kind)
+        peer = started(step_of, PEER, setting)
+        for each in ways:
+            with kept_going(f"training step, {setting}: {each}", out), _compiler(dry_run):
+                measure(
+                    each,
+                    peer,
+                    setting,
+                    rounds=1 if dry_run else rounds,
+                    repeats=1 if dry_run or quick else 5,
+                    weighs=not on_gpu and not dry_run,
+                    profile=profile,
+                    out=out,
+                )
+            gc.collect()
+
+
+def _objects(batch: int) -> list[int]:
+    return (OBJECTS * (1 + batch // len(OBJECTS)))[:batch]
+
+
+def _compiler(dry_run: bool) -> AbstractContextManager[None]:
+    return without_kernels() if dry_run else nullcontext()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,12 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MRCNN_SHARED", ROOT.parent / "shared"))
 PACKAGES = ("torch", "torchvision", "torchmetrics", "pycocotools", "hotcoco")
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+END_OF_AN_ERROR = 1500  # characters
 
 
 def device_name() -> str:
@@ -35,18 +40,30 @@ def device_name() -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _seconds(work: Callable[[], Any], *, on_device: bool = False) -> float:
+    """How long work takes: by the host's clock, or from event to event on a GPU."""
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    torch.cuda.synchronize()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     start = time.perf_counter()
+    events[0].record()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    events[1].record()
+    torch.cuda.synchronize()
+    on_host = time.perf_counter() - start
+    return events[0].elapsed_time(events[1]) / 1000 if on_device else on_host
 
 
 def in_turns(
-    contenders: dict[str, Callable[[], Any]], *, rounds: int, repeats: int = 1, warmup: int = 1
+    contenders: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    repeats: int = 1,
+    warmup: int = 1,
+    on_device: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each contender's work, one number a round; within a round they take turns.
 
@@ -55,6 +72,7 @@ def in_turns(
         rounds: how often all of them have a turn.
         repeats: the work of a turn, done so often.
         warmup: untimed turns before the first round.
+        on_device: whether a GPU's own clock counts, for work that ends on it.
     """
     for _ in range(warmup):
         for work in contenders.values():
@@ -64,10 +82,14 @@ def in_turns(
         names = list(contenders)
         for name in names if number % 2 == 0 else reversed(names):
             gc.collect()
-            seconds[name].append(
-                _seconds(lambda: [contenders[name]() for _ in range(repeats)]) / repeats  # noqa: B023
-            )
+            work = partial(_again, contenders[name], repeats)
+            seconds[name].append(_seconds(work, on_device=on_device) / repeats)
     return seconds
+
+
+def _again(work: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        work()
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
@@ -96,13 +118,63 @@ def peak_megabytes(make: Callable[..., Callable[[], Any]], *args: Any) -> float:
     """
     if not torch.cuda.is_available():
         return float(in_own_process(_peak_on_host, make, *args))
+    return started(make, *args).megabytes or 0.0
+
+
+@dataclass
+class Started:
+    """A contender that had its first turns."""
+
+    work: Callable[..., Any]
+    first_s: float  # the first turn, in which kernels are chosen and compiled
+    megabytes: float | None  # the most that a later turn holds on a GPU, with what making it left
+
+
+def started(make: Callable[..., Callable[..., Any]], *args: Any) -> Started:
+    """Make a contender's work and do it, twice on a GPU.
+
+    Args:
+        make: makes the work from `args`.
+        args: its arguments.
+    """
+    on_gpu = torch.cuda.is_available()
+    gc.collect()
+    before = torch.cuda.memory_allocated() if on_gpu else 0
     work = make(*args)
-    work()
+    first_s = _seconds(work)
+    if not on_gpu:
+        return Started(work, first_s, None)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     work()
-    return torch.cuda.max_memory_allocated() / 2**20
+    return Started(work, first_s, (torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+def recorded(content: dict[str, Any], out: Path | None) -> None:
+    """Print a JSON object with where it was measured, and append it to a file at once."""
+    where = {
+        "device": device_name(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+    line = json.dumps(content | where)
+    print(line, flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(line + "\n")
+
+
+@contextmanager
+def kept_going(benchmark: str, out: Path | None) -> Iterator[None]:
+    """An error of one measurement is written in its place, and the next one has its turn."""
+    try:
+        yield
+    except Exception:
+        error = traceback.format_exc()[-END_OF_AN_ERROR:]
+        print(error, flush=True)
+        recorded({"benchmark": benchmark, "error": error}, out)
 
 
 def report(
@@ -112,7 +184,9 @@ def report(
     peer: str,
     work: int,
     unit: str,
-    megabytes: dict[str, float] | None = None,
+    megabytes: dict[str, float | None] | None = None,
+    of_each: dict[str, dict[str, Any]] | None = None,
+    out: Path | None = None,
     **figures: Any,
 ) -> None:
     """Print the table, and the JSON object as the last line.
@@ -124,6 +198,8 @@ def report(
         work: units of work in a turn.
         unit: of the work, such as images.
         megabytes: peak memory by contender.
+        of_each: what else is known of a contender.
+        out: a file that the JSON object is appended to.
         figures: what else belongs into the JSON object.
     """
     table = Table(title=title, title_justify="left")
@@ -142,6 +218,7 @@ def report(
             f"{unit}_per_s": round(work / median, 3),
             "ratio": round(ratio, 3),
             "peak_mb": None if memory is None else round(memory, 1),
+            **(of_each or {}).get(name, {}),
         }
         table.add_row(
             name,
@@ -153,21 +230,14 @@ def report(
         )
     Console(width=110).print(table)
     first = next(name for name in seconds if name != peer)
-    print(
-        json.dumps(
-            {
-                "benchmark": title,
-                "ratio": results[first]["ratio"],
-                "peer": peer,
-                "device": device_name(),
-                "versions": {name: version(name) for name in PACKAGES},
-                "commit": _commit(),
-                "results": results,
-                **figures,
-            }
-        ),
-        flush=True,
-    )
+    content = {
+        "benchmark": title,
+        "ratio": results[first]["ratio"],
+        "peer": peer,
+        "results": results,
+        **figures,
+    }
+    recorded(content, out)
 
 
 def _duration(seconds: float) -> str:
@@ -177,4 +247,5 @@ def _duration(seconds: float) -> str:
 def _commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    # Where a copy of the tree has no history, who made it says (gpu.sh).
+    return done.stdout.strip() or os.environ.get("BENCHMARK_COMMIT", "unknown")

@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHARED
 
 
 @pytest.fixture
@@ -34,8 +38,9 @@ def test_the_last_line_is_json(benchmark: Any, capsys: pytest.CaptureFixture[str
 
 def test_a_step_and_where_its_time_goes(benchmark: Any) -> None:
     steps, breakdown = benchmark("training_step"), benchmark("breakdown")
-    for name in ("ours", "torchvision"):
-        step = steps.step_of(name, (64, 96), [3, 1])
+    setting = steps.Setting([3, 1], (64, 96), "float32")
+    for name in ("plain", "torchvision"):
+        step = steps.step_of(name, setting)
         before = [parameter.detach().clone() for parameter in step.model.parameters()]
         shares, launches = breakdown.shares(step, step.model)
         assert sum(shares.values()) == pytest.approx(1)
@@ -91,3 +96,106 @@ def test_predictions_are_compared(benchmark: Any) -> None:
     assert differences["unmatched"] == 1 and differences["largest_box_distance_px"] == 0.25
     assert differences["largest_score_distance"] == 0.125
     assert differences["mask_pixels_differing"] == pytest.approx(1 / 7)
+
+
+def gpu_script(*arguments: str, out: Path) -> "subprocess.CompletedProcess[str]":
+    """`bash benchmarks/gpu.sh ...` of this Python, on the CPU."""
+    own = {"OUT": str(out), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *arguments],
+        env=os.environ | own | {"OMP_NUM_THREADS": "1", "MRCNN_SHARED": str(SHARED)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["8"], "8 is no part: see the head of benchmarks/gpu.sh\n"),
+        ([], "say which parts: see the head of benchmarks/gpu.sh\n"),
+        (["5"], "no GPU here: bash benchmarks/gpu.sh --dry-run goes without\n"),
+    ],
+)
+def test_what_the_gpu_script_refuses(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = gpu_script(*arguments, out=tmp_path / "out")
+    assert (done.returncode, done.stderr) == (2, sentence)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_make_one_table(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns, table = benchmark("turns"), benchmark("gpu_table")
+    seconds = {"step": [0.1], "parts": [0.2], "torchvision": [0.3]}
+    turns.report(
+        "training step, batch 16, 800x1344, bf16",
+        seconds,
+        peer="torchvision",
+        work=16,
+        unit="images",
+        of_each={"step": {"host_syncs": 1}, "torchvision": {"host_syncs": 0}},
+        out=tmp_path / "part_2.jsonl",
+    )
+    with turns.kept_going("a measurement", tmp_path / "part_3.jsonl"):
+        raise ValueError("out of | memory")
+    with (tmp_path / "part_3.jsonl").open("a") as file:
+        file.write('{"benchmark": "cut sh')  # as a process leaves that was killed
+    capsys.readouterr()
+    table.main([tmp_path])
+    printed = capsys.readouterr().out
+    assert "part_3.jsonl: a line was cut short" in printed
+    for line in (
+        "| training step, batch 16, 800x1344, bf16 | step | 100.00 ms | 160.0 images | 3.0 |  | "
+        "host_syncs 1 |",
+        "| a measurement | failed |  |  |  |  | ValueError: out of / memory |",
+        "- reached: training step, batch 16, 800x1344, bf16: ratio at least 2.5; step has 3.0",
+        "- missed: training step, batch 16, 800x1344, bf16: images_per_s at least 180; "
+        "step has 160.0",
+        "- reached: training step, batch 16, 800x1344, bf16: host_syncs at most 2; step has 1",
+        "- not measured: prediction, batch 8, 640x480 at 800/1333: ratio at least 2",
+    ):
+        assert line in printed.splitlines()
+    assert (tmp_path / "gpu.md").read_text() in printed
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(content["places"]) == 1 and {"device", "versions", "commit"} == set(
+        content["places"][0]
+    )
+    assert [line["part"] for line in content["measured"]] == ["2", "3"]
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_script_on_a_cpu(tmp_path: Path) -> None:
+    done = gpu_script("--dry-run", out=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    measured = json.loads((tmp_path / "gpu.json").read_text())["measured"]
+    assert {line["part"] for line in measured} == set("123456")
+    needs_data = set() if (SHARED / "data").is_dir() else {"4", "6"}
+    failed = [line for line in measured if "error" in line and line["part"] not in needs_data]
+    assert failed == []
+
+
+def test_ways_and_precisions_that_are_not_known(benchmark: Any) -> None:
+    steps = benchmark("training_step")
+    with pytest.raises(Exception, match="--way compiled is not one of plain, parts, step"):
+        steps.main(way=["compiled"])
+    with pytest.raises(Exception, match="--precision bf32 is not one of float32, bf16, fp16"):
+        steps.main(precision=["bf32"])
+
+
+def test_nothing_waits_in_an_ordinary_step(
+    benchmark: Any, tiny: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    steps = benchmark("operators").steps_of_fit(
+        *tiny("trainer.max_epochs=1", "trainer.log_every_n_steps=3", f"run_dir={tmp_path}/run")
+    )
+    assert [step.is_logged for step in steps] == [False, True, False, False, True]
+    positives = "nonzero mrcnn_lightning/models/heads/mask_head.py"
+    for step in steps:
+        waits = [wait.partition(":")[0] for wait in step.waits]
+        if not step.is_logged:
+            assert waits == [positives]
+        ours = [wait for wait in waits if " for " not in wait and "lightning/pytorch" not in wait]
+        assert len(ours) <= 4 and waits.count(positives) == 1
