@@ -28,6 +28,7 @@ from mrcnn_lightning.training.compiled_step import CompiledStep
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
 from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+from mrcnn_lightning.training.step_scalars import StepScalars
 from mrcnn_lightning.training.trackers.guarded import Guarded
 from mrcnn_lightning.user_error import UserError, built
 from mrcnn_lightning.weights.own import DESCRIPTION_KEY
@@ -59,6 +60,7 @@ class DetectionTask(lightning.LightningModule):
         seed: of what layers draw in training, such as stochastic depth.
 
     Attributes:
+        scalars: the losses of the last training step.
         refuses_divergence: whether training ends when losses are not finite.
     """
 
@@ -103,6 +105,7 @@ class DetectionTask(lightning.LightningModule):
         self.scored_at: int | None = None  # after how many steps that was
         self.logged_at = 0  # the step that loggers are given for it
         self.owes_evaluation = False  # the run that this one goes on with ended within one
+        self.scalars = StepScalars()
         self.refuses_divergence = True
         self._divergence: Divergence | None = None
         self._background: BackgroundScoring | None = None  # in a fit, if at all
@@ -190,13 +193,7 @@ class DetectionTask(lightning.LightningModule):
             self.trainer.training = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the losses.
-
-        Raises:
-            UserError: those of an earlier step were not finite.
-        """
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._refuse_diverged_losses()
+        """The sum of the losses."""
         self._seed_layers()
         losses = (self._compiled_step or self.model.loss)(batch)
         total = torch.stack(list(losses.values())).sum()
@@ -204,12 +201,7 @@ class DetectionTask(lightning.LightningModule):
             images = torch.stack([batch.image_ids, batch.seeds])  # (2, B)
             self._divergence = self._divergence or Divergence(losses, images)
             self._divergence.note(losses, images, self.global_step)
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
-        self.log_dict(
-            {f"train/{name}": value for name, value in losses.items()},
-            prog_bar=True,
-            batch_size=len(batch),
-        )
+        self.scalars.keep({"loss": total, **losses})
         return total
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -225,6 +217,17 @@ class DetectionTask(lightning.LightningModule):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.zero_grad(set_to_none=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log at the steps that are logged, the only ones at which the host waits for the device.
+
+        Raises:
+            UserError: the losses of this step or of an earlier one were not finite.
+        """
+        is_step = not self.trainer.fit_loop._should_accumulate()
+        if is_step and self.trainer._logger_connector.should_update_logs:
+            self._refuse_diverged_losses()
+            self.log_dict(self.scalars.on_host(), batch_size=len(batch))
 
     def on_train_epoch_end(self) -> None:
         """Look at the losses of the last steps."""

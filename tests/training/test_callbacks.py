@@ -22,6 +22,7 @@ from mrcnn_lightning.structures import Targets
 from mrcnn_lightning.training.callbacks.gradient_norm import GradientNorm
 from mrcnn_lightning.training.callbacks.loss_progress_bar import LossProgressBar
 from mrcnn_lightning.training.callbacks.preview import Preview
+from mrcnn_lightning.training.step_scalars import StepScalars
 from tests.conftest import make_batch
 
 
@@ -29,9 +30,12 @@ def test_the_progress_bar_fits_a_screen_of_80_characters() -> None:
     """As rich draws it, losses of all parts and of a cascade's stages included."""
     bar = LossProgressBar(refresh_rate=1)
     names = ["objectness", "rpn_box_reg", "classifier_stage1", "classifier", "box_reg", "mask"]
-    losses = {f"train/loss_{name}": 0.123 for name in names} | {"train/loss": 1.234}
-    trainer: Any = SimpleNamespace(progress_bar_metrics=losses, loggers=[], state=None)
-    metrics = bar.get_metrics(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(loggers=[], state=None)
+    task: Any = SimpleNamespace(scalars=StepScalars())
+    assert bar.get_metrics(trainer, task) == {}
+    losses = {f"loss_{name}": torch.tensor(0.123) for name in names} | {"loss": torch.tensor(1.234)}
+    task.scalars.keep(losses)
+    metrics = bar.get_metrics(trainer, task)
     assert metrics == {"loss": "1.23 rpn .25 cls .25 box .12 mask .12"}
     columns = [*bar.configure_columns(trainer), TextColumn(f"loss: {metrics['loss']}")]
     console = Console(width=200, record=True, file=StringIO())

@@ -1,6 +1,6 @@
 """A progress bar with the losses."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from lightning.pytorch.callbacks import RichProgressBar
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
 from rich.progress import ProgressColumn, TextColumn, TimeRemainingColumn
 
 from mrcnn_lightning.structures import Batch
+from mrcnn_lightning.training.step_scalars import StepScalars
 from mrcnn_lightning.user_error import UserError
 
 # Short names, and how the names of the losses of each part begin.
@@ -24,7 +25,9 @@ _PARTS = {
 
 
 class LossProgressBar(RichProgressBar):
-    """Lightning's progress bar, which would read every loss from the device at every step.
+    """Lightning's progress bar with the task's losses, read from the device when the bar moves.
+
+    Lightning reads each value that is logged for a bar from the device by itself, at every step.
 
     Args:
         refresh_rate: steps from one look to the next.
@@ -58,12 +61,12 @@ class LossProgressBar(RichProgressBar):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """The sum of the losses, and those of the RPN, the classes, the boxes and the masks."""
-        metrics = super().get_metrics(trainer, pl_module)
+        scalars = cast(StepScalars, pl_module.scalars)
         parts: dict[str, float] = {}
-        for name, value in metrics.items():
+        for name, value in scalars.on_host().items():
             part = next((short for short, start in _PARTS.items() if name.startswith(start)), None)
-            if part is not None and isinstance(value, float):
-                parts[part] = parts.get(part, 0.0) + value
+            if part is not None:
+                parts[part] = parts.get(part, 0.0) + float(value)
         if "loss" not in parts:
             return {}
         total = parts.pop("loss")
