@@ -119,9 +119,12 @@ def shares(step: Callable[[], None], model: Any) -> tuple[dict[str, float], int]
 
 def host_calls(step: Callable[[], None]) -> dict[str, int]:
     """Operators of a step, and how often it tells a GPU to do something: `launches`."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
         step()
-        torch.cuda.synchronize()
+        if on_gpu:
+            torch.cuda.synchronize()
     names = [event.name for event in profiler.events()]
     return {
         "operators": sum(name.startswith("aten::") for name in names),

@@ -39,12 +39,9 @@ def lines_of(folders: list[Path]) -> list[dict[str, Any]]:
 
 def rows_of(line: dict[str, Any]) -> Iterator[list[str]]:
     """The table's rows of a measurement, one a contender."""
-    peer = line.get("peer")
     for name, found in line.get("results", {}).items():
         rates = [key for key in found if key.endswith("_per_s") and "slowest" not in key]
         more = [f"{key} {value}" for key, value in found.items() if key not in {*SHOWN, *rates}]
-        if name != peer:
-            more += [f"{key} {line[key]}" for key in ("differences", "breakdown") if key in line]
         yield [
             line["benchmark"],
             name,
@@ -58,6 +55,26 @@ def rows_of(line: dict[str, Any]) -> Iterator[list[str]]:
         said = line["error"].strip().splitlines()
         last = ([each for each in said if "rror" in each] or said)[-1]
         yield [line["benchmark"], "failed", "", "", "", "", last.replace("|", "/")[-200:]]
+
+
+def breakdowns(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """A table of each work of which it is known where its time goes."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(line["benchmark"], {}).update(line.get("breakdown", {}))
+    for benchmark, contenders in found.items():
+        if contenders:
+            parts = dict.fromkeys(part for shares in contenders.values() for part in shares)
+            yield from ("", f"Where the time goes: {benchmark}", "")
+            yield f"| part | {' | '.join(contenders)} |"
+            yield "|---" * (1 + len(contenders)) + "|"
+            for part in parts:
+                cells = [_share(shares.get(part, "")) for shares in contenders.values()]
+                yield f"| {part} | {' | '.join(cells)} |"
+
+
+def _share(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
 def targets(lines: list[dict[str, Any]]) -> Iterator[str]:
@@ -95,6 +112,7 @@ def main(
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",
         *table,
+        *breakdowns(lines),
         "",
         *(f"- {target}" for target in targets(lines)),
     ]

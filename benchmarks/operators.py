@@ -73,6 +73,10 @@ class Watch(TorchDispatchMode):
                 reference = StorageWeakRef(tensor.untyped_storage())
                 self._on_device[reference.cdata] = reference
 
+    def put_on_host(self, tensor: Tensor) -> None:
+        """Take this for a copy that the host has."""
+        self._on_device.pop(tensor.untyped_storage()._cdata, None)
+
     def forget(self) -> None:
         """Take nothing for the device's any more."""
         self._on_device = {}
@@ -153,7 +157,10 @@ class WatchCalls(TorchFunctionMode):
             self.watch.wait(name)
             with self.watch.paused():
                 result = function(*arguments, **options)
-                return result.clone() if name == "cpu" else result
+                if name == "cpu":
+                    result = result.clone()
+                    self.watch.put_on_host(result)
+                return result
         result = function(*arguments, **options)
         if options.get("device") is not None and isinstance(result, Tensor):
             self.watch.put_on_device(result)

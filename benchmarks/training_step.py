@@ -20,8 +20,9 @@ import typer
 from breakdown import host_calls, print_breakdown
 from contenders import our_model, scene, torchvision_model, without_kernels
 from torch import Tensor
-from turns import Started, in_turns, kept_going, peak_megabytes, report, started
+from turns import Started, in_turns, kept_going, peak_megabytes, recorded, report, started
 
+Out = Path | None
 PEER = "torchvision"
 WAYS = ("plain", "parts", "step")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,26 +108,9 @@ def host_syncs(step: Callable[[], None]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def _of_each(contender: Started) -> dict[str, Any]:
-    """What is known of a contender beside its time."""
-    found: dict[str, Any] = {"first_step_s": round(contender.first_s, 2)}
-    if torch.cuda.is_available():
-        found["host_syncs"] = host_syncs(contender.work)
-        found |= host_calls(contender.work)
-    return found
-
-
 def measure(
-    way: str,
-    peer: Started,
-    setting: Setting,
-    *,
-    rounds: int,
-    repeats: int,
-    weighs: bool,
-    profile: bool,
-    out: Path | None,
-) -> None:
+    way: str, peer: Started, setting: Setting, *, rounds: int, repeats: int, weighs: bool, out: Out
+) -> Started:
     """Time one way of ours and the peer in turns, and report.
 
     Args:
@@ -136,8 +120,10 @@ def measure(
         rounds: how often each has a turn.
         repeats: steps of a turn.
         weighs: whether peak memory is measured on a host without a GPU, in processes of their own.
-        profile: whether to say where the time goes.
         out: see `report`.
+
+    Returns:
+        Ours, at work.
     """
     torch.compiler.reset()  # a second shape would make kernels for any shape
     contenders = {way: started(step_of, way, setting), PEER: peer}
@@ -146,27 +132,43 @@ def measure(
         rounds=rounds,
         repeats=repeats,
     )
-    figures: dict[str, Any] = {"batch": len(setting.num_objects), "precision": setting.precision}
-    if profile and way == "plain":  # labels would make other kernels of what is compiled
-        figures["breakdown"] = {
-            name: print_breakdown(name, contender.work, contender.work.model)  # type: ignore[attr-defined]
-            for name, contender in contenders.items()
-        }
-    megabytes = {
-        name: peak_megabytes(step_of, name, setting) if weighs else contender.megabytes
-        for name, contender in contenders.items()
-    }
     report(
         f"training step, {setting}",
         seconds,
         peer=PEER,
         work=len(setting.num_objects),
         unit="images",
-        megabytes=megabytes,
-        of_each={name: _of_each(contender) for name, contender in contenders.items()},
+        megabytes={
+            name: peak_megabytes(step_of, name, setting) if weighs else contender.megabytes
+            for name, contender in contenders.items()
+        },
+        of_each={
+            name: {"first_step_s": round(contender.first_s, 2)}
+            for name, contender in contenders.items()
+        },
         out=out,
-        **figures,
     )
+    return contenders[way]
+
+
+def examine(name: str, contender: Started, setting: Setting, *, profile: bool, out: Out) -> None:
+    """How often the host waits and launches in a step, and where the time goes.
+
+    Args:
+        name: of the contender.
+        contender: at work.
+        setting: of it.
+        profile: whether to say where the time goes.
+        out: see `report`.
+    """
+    content: dict[str, Any] = {"benchmark": f"training step, {setting}", "peer": PEER}
+    calls = host_calls(contender.work)
+    if torch.cuda.is_available():
+        calls["host_syncs"] = host_syncs(contender.work)
+    recorded(content | {"results": {name: calls}}, out)
+    if profile and name in ("plain", PEER):  # labels would make other kernels of what is compiled
+        shares = print_breakdown(name, contender.work, contender.work.model)  # type: ignore[attr-defined]
+        recorded(content | {"breakdown": {name: shares}}, out)
 
 
 def _known(names: list[str], choices: Iterable[str], option: str) -> list[str]:
@@ -184,7 +186,7 @@ def main(
     way: Annotated[list[str] | None, typer.Option(help=", ".join(WAYS))] = None,
     profile: Annotated[bool, typer.Option(help="Say where the time goes.")] = False,
     rounds: Annotated[int, typer.Option(help="How often each has a turn.")] = 7,
-    out: Annotated[Path | None, typer.Option(help="Append the JSON objects to it.")] = None,
+    out: Annotated[Out, typer.Option(help="Append the JSON objects to it.")] = None,
 ) -> None:
     """Time a training step of each way and of the peer in turns."""
     base = DRY if dry_run else QUICK if quick else FULL
@@ -195,20 +197,23 @@ def main(
     for number, kind in product(batches, precisions):
         objects = base.num_objects if number == len(base.num_objects) else _objects(number)
         setting = replace(base, num_objects=objects, precision=kind)
-        peer = started(step_of, PEER, setting)
-        for each in ways:
-            with kept_going(f"training step, {setting}: {each}", out), _compiler(dry_run):
-                measure(
-                    each,
-                    peer,
-                    setting,
-                    rounds=1 if dry_run else rounds,
-                    repeats=1 if dry_run or quick else 5,
-                    weighs=not on_gpu and not dry_run,
-                    profile=profile,
-                    out=out,
-                )
-            gc.collect()
+        with kept_going(f"training step, {setting}", out):
+            peer = started(step_of, PEER, setting)
+            for each in ways:
+                with kept_going(f"training step, {setting}: {each}", out), _compiler(dry_run):
+                    ours = measure(
+                        each,
+                        peer,
+                        setting,
+                        rounds=1 if dry_run else rounds,
+                        repeats=1 if dry_run or quick else 5,
+                        weighs=not on_gpu and not dry_run,
+                        out=out,
+                    )
+                    examine(each, ours, setting, profile=profile, out=out)
+                    del ours
+                gc.collect()
+            examine(PEER, peer, setting, profile=profile, out=out)
 
 
 def _objects(batch: int) -> list[int]:

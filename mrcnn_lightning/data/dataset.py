@@ -3,14 +3,14 @@
 B images, G padded objects an image.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mrcnn_lightning.data.annotations import Annotations
 from mrcnn_lightning.data.bands import RGB, ImageFormat
@@ -205,7 +205,7 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
     windows = torch.cat([origins, origins + sizes.flip(1)], dim=1)  # (B, 4)
     # A pixel's channels lie together, as decoders leave them and convolutions want them.
     channels, dtype = samples[0].image.shape[0], samples[0].image.dtype
-    images = torch.zeros(len(samples), *canvas_size.tolist(), channels, dtype=dtype)
+    images = _zeros(len(samples), *canvas_size.tolist(), channels, dtype=dtype)
     images = images.permute(0, 3, 1, 2)
     for image, sample, (x1, y1, x2, y2) in zip(images, samples, windows.tolist(), strict=True):
         image[:, y1:y2, x1:x2] = sample.image
@@ -220,13 +220,24 @@ def collate(samples: Sequence[Sample], *, canvas: Canvas) -> Batch:
     )
 
 
+def _zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros; a worker makes them where the main process sees them, and nothing is copied there."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=dtype)
+    # The system gives out zeros.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
 def _on_canvas(images: Sequence[ImageTargets], origins: Tensor) -> Targets:
     """The objects of images whose corners lie at `origins` (B, 4) of the canvas, padded."""
     most = max(1, *(len(targets.labels) for targets in images)) if images else 1
 
     def padded(values: Sequence[Tensor]) -> Tensor:
-        room = [(0, 0) * (value.dim() - 1) + (0, most - len(value)) for value in values]
-        return torch.stack([F.pad(value, pad) for value, pad in zip(values, room, strict=True)])
+        batch = _zeros(len(values), most, *values[0].shape[1:], dtype=values[0].dtype)
+        for place, value in zip(batch, values, strict=True):
+            place[: len(value)] = value
+        return batch
 
     def moved(boxes: Sequence[Tensor]) -> list[Tensor]:
         return [each + origin for each, origin in zip(boxes, origins, strict=True)]

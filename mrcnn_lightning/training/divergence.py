@@ -71,9 +71,9 @@ class Divergence:
         Raises:
             DivergedError: they were not finite, at which step first, and what they were then.
         """
-        steps = all_gather(self._first).view(-1, 1 + len(self.names))  # (W, 1 + L)
-        rank = int(steps[:, 0].argmin())
-        step, *values = steps[rank].tolist()
+        steps = all_gather(self._first).view(-1, 1 + len(self.names)).tolist()  # W of 1 + L
+        rank = min(range(len(steps)), key=lambda each: steps[each][0])
+        step, *values = steps[rank]
         if step == torch.inf:
             return
         image_ids, seeds = all_gather(self._images).view(-1, *self._images.shape)[rank].tolist()

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import lightning
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
+from torch.optim import Optimizer
 
 
 def parameter_groups(
@@ -45,20 +44,21 @@ def parameter_groups(
     return list(groups.values())
 
 
-def fused_option(make_optimizer: Any, trainer: lightning.Trainer) -> dict[str, bool]:
+def fused_option(make_optimizer: Any) -> dict[str, bool]:
     """Whether an optimizer is fused, if it has that option.
-
-    Lightning clips no gradients for a fused one in mixed precision: it is then not.
 
     Args:
         make_optimizer: a partial, see `DetectionTask`.
-        trainer: of the run.
     """
     fused = make_optimizer.keywords.get("fused")
-    if fused and trainer.gradient_clip_val and "mixed" in str(trainer.precision):
-        rank_zero_warn(
-            "optimizer.fused=true does not go with trainer.gradient_clip_val in mixed precision: "
-            "the optimizer is not fused, which is slower and otherwise the same"
-        )
-        fused = False
     return {} if fused is None else {"fused": fused}
+
+
+def let_gradients_be_clipped(optimizer: Optimizer) -> None:
+    """Have a fused optimizer's gradients divided by fp16's scale before it steps, not by itself.
+
+    Lightning cannot clip them in mixed precision otherwise, and refuses to, also in bf16, which has
+    no scale.
+    """
+    if hasattr(optimizer, "_step_supports_amp_scaling"):  # torch's word to its GradScaler
+        optimizer._step_supports_amp_scaling = False

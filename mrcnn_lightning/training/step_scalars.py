@@ -25,6 +25,7 @@ class StepScalars:
     def on_host(self) -> dict[str, Tensor]:
         """All of them on the host, by name; it waits for the device at most once a step."""
         if self._on_host is None:
-            values = torch.stack(list(self._values.values())).cpu() if self._values else []
-            self._on_host = dict(zip(self._values, values, strict=True))
+            values = list(self._values.values())
+            copies = torch.stack(values).cpu().unbind() if values else ()
+            self._on_host = dict(zip(self._values, copies, strict=True))
         return self._on_host

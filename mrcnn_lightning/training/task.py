@@ -27,7 +27,11 @@ from mrcnn_lightning.training.callbacks.show import logged_step
 from mrcnn_lightning.training.compiled_step import CompiledStep
 from mrcnn_lightning.training.csv_logger import ContinuedCSVLogger
 from mrcnn_lightning.training.divergence import Divergence, refuse_diverged
-from mrcnn_lightning.training.optimizers import fused_option, parameter_groups
+from mrcnn_lightning.training.optimizers import (
+    fused_option,
+    let_gradients_be_clipped,
+    parameter_groups,
+)
 from mrcnn_lightning.training.step_scalars import StepScalars
 from mrcnn_lightning.training.trackers.guarded import Guarded
 from mrcnn_lightning.user_error import UserError, built
@@ -167,8 +171,10 @@ class DetectionTask(lightning.LightningModule):
             raise UserError(f"trainer: {error}") from error
         if total_steps == float("inf"):
             raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        fused = fused_option(self.make_optimizer, self.trainer)
+        fused = fused_option(self.make_optimizer)
         optimizer = built(self.make_optimizer, "optimizer", groups, **fused)
+        if self.trainer.gradient_clip_val:
+            let_gradients_be_clipped(optimizer)
         total_steps = int(total_steps)
         scheduler = built(self.make_scheduler, "scheduler", optimizer, total_steps=total_steps)
         return {
@@ -421,7 +427,7 @@ class DetectionTask(lightning.LightningModule):
                     logger.go_on_after(checkpoint["global_step"])
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:  # would undo what this run's optimizer is
-                group |= fused_option(self.make_optimizer, self.trainer)
+                group |= fused_option(self.make_optimizer)
 
 
 def _is_on_gpu(trainer: lightning.Trainer) -> bool:

@@ -1,8 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data._utils import worker
 from torchvision.transforms import v2
 
 from mrcnn_lightning.data.annotations import Annotations
@@ -131,6 +133,34 @@ def test_batches_are_padded() -> None:
     assert targets.labels.tolist() == [[0, 0, 0], [1, 1, 1]]
     assert targets.boxes.shape == (2, 3, 4) and targets.masks.shape == (2, 3, 5, 5)
     assert targets.trainable.sum() == 3 and targets.masks[0].sum() == 0
+
+
+def test_a_worker_collates_into_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batch, which needs no copy on its way to the main process."""
+    targets = ImageTargets(
+        boxes=torch.rand(3, 4),
+        labels=torch.tensor([1, 2, 3]),
+        crowd=torch.tensor([False, True, False]),
+        masks=torch.randint(0, 2, (3, 5, 5), dtype=torch.uint8),
+        mask_frames=torch.rand(3, 4),
+    )
+    few = ImageTargets(*(value[:1] for value in targets if value is not None))
+    samples = [
+        Sample(torch.randint(1, 256, (3, 40, 50), dtype=torch.uint8), 1, 2, (20, 25), targets),
+        Sample(torch.randint(1, 256, (3, 64, 30), dtype=torch.uint8), 3, 4, (32, 15), few),
+    ]
+    plain = collate(samples, canvas=PadToMultiple(multiple=32))
+    monkeypatch.setattr(worker, "_worker_info", SimpleNamespace(id=0))
+    shared = collate(samples, canvas=PadToMultiple(multiple=32))
+    assert shared.targets is not None and plain.targets is not None
+    pairs = [(shared.images, plain.images)]
+    pairs += [
+        (getattr(shared.targets, name), getattr(plain.targets, name)) for name in targets._fields
+    ]
+    for ours, theirs in pairs:
+        assert ours.is_shared() and not theirs.is_shared()
+        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+    assert shared.images.stride()[1] == 1 and not shared.images[0, :, 40:].any()
 
 
 def test_batches_without_objects_and_without_masks() -> None:

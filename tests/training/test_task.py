@@ -12,7 +12,7 @@ import torch
 from torch.nn import BatchNorm2d
 
 from mrcnn_lightning.app.run import build_parts
-from mrcnn_lightning.training.optimizers import parameter_groups
+from mrcnn_lightning.training.optimizers import let_gradients_be_clipped, parameter_groups
 from mrcnn_lightning.training.task import DetectionTask
 from mrcnn_lightning.user_error import UserError
 from tests.conftest import build_model, compose, make_batch
@@ -119,19 +119,33 @@ def test_a_loss_that_is_not_finite_stops_training(tiny: Callable[..., list[str]]
         trainer.fit(task, datamodule=data)
 
 
-def test_clipping_in_mixed_precision_is_not_fused(
-    tiny: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_fused_optimizer_clips_in_mixed_precision(tiny: Callable[..., list[str]]) -> None:
     clipped = ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"]
-    task, data, trainer = build(tiny("trainer.max_steps=1"))
-    trainer.fit(task, datamodule=data)
-    assert all(group["fused"] for group in trainer.optimizers[0].param_groups)
-    trainer.save_checkpoint(tmp_path / "fused.ckpt")
-    task, data, trainer = build(tiny("trainer.max_steps=2", *clipped))
-    with pytest.warns(UserWarning, match="the optimizer is not fused"):
-        trainer.fit(task, datamodule=data, ckpt_path=tmp_path / "fused.ckpt", weights_only=True)
-    assert trainer.global_step == 2
-    assert not any(group["fused"] for group in trainer.optimizers[0].param_groups)
+    weights = []
+    for fused in ("true", "false"):
+        torch.manual_seed(0)
+        run = tiny("trainer.max_steps=2", f"optimizer.fused={fused}", *clipped)
+        task, data, trainer = build(run)
+        trainer.fit(task, datamodule=data)
+        groups = trainer.optimizers[0].param_groups
+        assert all(group["fused"] == (fused == "true") for group in groups)
+        weights.append(torch.cat([weight.detach().flatten() for weight in task.parameters()]))
+    assert (weights[0] - weights[1]).abs().max() < 1e-5
+
+
+def test_a_fused_optimizer_clips_gradients_that_are_not_scaled() -> None:
+    results = []
+    for is_scaled in (False, True):
+        weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+        scaler = torch.amp.GradScaler("cpu", enabled=is_scaled)
+        let_gradients_be_clipped(optimizer)
+        scaler.scale(weight.square().sum()).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        scaler.step(optimizer)
+        results.append(weight.detach().tolist())
+    assert results[0] == results[1] == pytest.approx([2.4, 3.2])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
