@@ -15,8 +15,8 @@
 #   5 operators NMS and RoIAlign alone beside torchvision's                           2 minutes
 #   6 accuracy  the shapes and the balloon set, with AP                               4 minutes
 #   7 batches   as 2 at batch 8 and 32                                                8 minutes
-# Minutes are guesses. LIMIT is the most seconds of a part, 520 unless it is set. A call of `run` of a
-# lent machine: carry [".gpu"], command `OUT=$OUT bash benchmarks/gpu.sh 1 2`, timeout_s 590.
+# Minutes are guesses. LIMIT is the most seconds of a part, 520 unless it is set. Six parts and what is made
+# of them are 8 files.
 #
 # A part writes ${OUT:-runs/gpu}/part_N.jsonl, a line for each measurement as soon as it is there, so
 # that neither an error nor the limit loses what came before. gpu.md and gpu.json hold all parts.
@@ -60,7 +60,8 @@ carry() {
 provide() {
   [[ -d $CARRIED ]] || return 0
   export MRCNN_SHARED=${MRCNN_SHARED:-$PWD/$CARRIED}
-  BENCHMARK_COMMIT=$(cat "$CARRIED/commit") && export BENCHMARK_COMMIT
+  BENCHMARK_COMMIT=$(git describe --always --dirty 2>/dev/null || cat "$CARRIED/commit")
+  export BENCHMARK_COMMIT
   "$PYTHON" -c "import hydra, faster_coco_eval, msgspec, optuna, shapely" 2>/dev/null && return
   local site
   site=$(mktemp -d)
