@@ -195,7 +195,14 @@ def test_nothing_waits_in_an_ordinary_step(
     positives = "nonzero mrcnn_lightning/models/heads/mask_head.py"
     for step in steps:
         waits = [wait.partition(":")[0] for wait in step.waits]
-        if not step.is_logged:
+        # Lightning's monitor copies learning rates before a step that is logged begins.
+        waits = [wait for wait in waits if not wait.endswith("lr_monitor.py")]
+        if step.is_logged:
+            assert sorted(waits) == [
+                "_local_scalar_dense lightning/fabric/utilities/apply_func.py",  # the norm
+                "cpu mrcnn_lightning/training/step_scalars.py",
+                positives,
+                "tolist mrcnn_lightning/training/divergence.py",
+            ]
+        else:
             assert waits == [positives]
-        ours = [wait for wait in waits if " for " not in wait and "lightning/pytorch" not in wait]
-        assert len(ours) <= 4 and waits.count(positives) == 1
