@@ -29,7 +29,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-WHEELS=("hydra-core<1.4" "omegaconf<2.4" pycocotools faster-coco-eval msgspec shapely "optuna<6" colorlog)
+WHEELS=("hydra-core<1.4" "omegaconf<2.4" pycocotools hotcoco msgspec shapely "optuna<6" colorlog)
 # Published as source alone: a wheel is made of it here.
 SOURCES=(antlr4-python3-runtime==4.9.3)
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_24_x86_64 manylinux_2_17_x86_64

@@ -30,7 +30,7 @@ TRAIN_ALONE = [
     "data.val_json=${data.train_json}",
 ]
 STEPS, WARM = 300, 100  # the first steps choose kernels, and make them
-WAYS = {"plain": "false", "parts": "true"}
+WAYS = {"plain": "false", "parts": "parts", "step": "step"}
 # A run of seconds on two CPU cores, whatever it is that is run.
 DRY = [
     "model=mask_rcnn_slim",

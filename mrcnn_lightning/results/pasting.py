@@ -5,7 +5,7 @@ image, Q columns of pixels, E edges between what is in a mask and what is not.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,15 +31,13 @@ _UNCLEAR = 5e-7
 
 @dataclass
 class Pixels:
-    """The pixels of an image along one axis that a mask may reach."""
+    """The pixels along one axis of an image that masks may reach, one mask's after the other's."""
 
-    first: int
-    positions: Floats  # of their middles, in cells from the middle of the first cell, 0 to c - 1
-    origin: float  # of the first, as if it had no bounds
-    step: float  # from each to the next, likewise
-
-
-_NO_PIXELS = Pixels(0, np.zeros(0), 0.0, 1.0)
+    firsts: Ints  # (N,), places in the image
+    lengths: Ints  # (N,), how many
+    positions: Floats  # (Q,) of their middles, in cells from the middle of the first, 0 to c - 1
+    origins: Floats  # (N,), the position of the first, as if it had no bounds
+    steps: Floats  # (N,), from each position to the next, likewise
 
 
 @dataclass
@@ -48,14 +46,14 @@ class Crops:
 
     Args:
         padded: (N, c, c), at least float32.
-        rows: of each.
-        columns: of each.
+        rows: of them.
+        columns: of them.
         crop: the pixels of one of them, which has the last word.
     """
 
     padded: Tensor
-    rows: list[Pixels]
-    columns: list[Pixels]
+    rows: Pixels
+    columns: Pixels
     crop: Callable[[int], Crop]
 
     def __len__(self) -> int:
@@ -80,11 +78,11 @@ class Crops:
             unclear: numbers of masks whose edges may be wrong, since rounding decides.
         """
         cells = self.padded.shape[-1]
-        lengths = np.array([len(each.positions) for each in self.rows])
-        columns = [
-            x if length else _NO_PIXELS for x, length in zip(self.columns, lengths, strict=True)
-        ]
-        owners, x, positions = _laid_out(columns)  # (Q,)
+        lengths, tops = self.rows.lengths, self.rows.firsts
+        owners, x, positions = _laid_out(self.columns)  # (Q,)
+        if not lengths.all():  # masks above or below the image
+            has_rows = lengths[owners] > 0
+            owners, x, positions = owners[has_rows], x[has_rows], positions[has_rows]
         # Nothing above and below a column, so that what the image has cut off ends there.
         by_column = F.pad(self.padded.transpose(1, 2), (1, 1))  # (N, c, c + 2)
         profiles = _between(by_column.numpy(), owners, positions)  # (Q, c + 2)
@@ -105,40 +103,35 @@ class Crops:
         row[at_ends] = np.where(cell[at_ends] == 0, 0, lengths[numbers[at_ends]])
         is_near[at_ends] = False
         is_unclear[numbers[is_near]] = True
-        tops = np.array([each.first for each in self.rows])
-        places = (x * height + tops[owners])[column] + row
+        places: Ints = (x * height + tops[owners])[column] + row
         return numbers, places, np.flatnonzero(is_unclear).tolist()
 
 
 Paste = Callable[[Tensor, Tensor, tuple[int, int]], Crops]
 
 
-def _laid_out(pixels: Sequence[Pixels]) -> tuple[Ints, Ints, Floats]:
-    """One after the other: the masks' numbers, places in the image and positions in cells."""
-    lengths = np.array([len(each.positions) for each in pixels])
-    numbers = np.arange(len(pixels)).repeat(lengths)
-    starts = np.array([each.first for each in pixels]) - (lengths.cumsum() - lengths)
-    places = np.arange(len(numbers)) + starts[numbers]
-    return numbers, places, np.concatenate([each.positions for each in pixels])
+def _laid_out(pixels: Pixels) -> tuple[Ints, Ints, Floats]:
+    """The masks' numbers, places in the image and positions in cells, (Q,)."""
+    lengths = pixels.lengths
+    numbers: Ints = np.arange(len(lengths)).repeat(lengths)
+    starts = pixels.firsts - (lengths.cumsum() - lengths)
+    return numbers, np.arange(len(numbers)) + starts[numbers], pixels.positions
 
 
 def _between(masks: Values, numbers: Ints, positions: Floats) -> Values:
     """Rows of some of the masks (N, c, C), between the two next to each position, (Q, C)."""
     cells = masks.shape[1]
-    rows = masks.reshape(-1, masks.shape[2])
     lower = np.minimum(positions.astype(np.int64), cells - 2)
     parts = (positions - lower).astype(masks.dtype)
-    lower += numbers * cells
-    values: Values = rows[lower]
-    steps = rows[lower + 1]
-    steps -= values
+    rises = masks[:, 1:] - masks[:, :-1]
+    steps: Values = rises.reshape(-1, masks.shape[2]).take(lower + numbers * (cells - 1), axis=0)
     steps *= parts[:, None]
-    values += steps
-    return values
+    steps += masks.reshape(-1, masks.shape[2]).take(lower + numbers * cells, axis=0)
+    return steps
 
 
 def _first_pixels(
-    pixels: Sequence[Pixels], numbers: Ints, crossings: Floats, slopes: Floats
+    pixels: Pixels, numbers: Ints, crossings: Floats, slopes: Floats
 ) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """The first pixels behind crossings, and whether there is one as good as on the crossing, (E,).
 
@@ -148,14 +141,12 @@ def _first_pixels(
         crossings: (E,) in cells.
         slopes: (E,) of the mask there, a cell.
     """
-    lengths = np.array([len(each.positions) for each in pixels])
-    origins = np.array([each.origin for each in pixels])[numbers]
-    steps = np.array([each.step for each in pixels])[numbers]
-    nearest = np.rint((crossings - origins) / steps).astype(np.int64)
+    lengths = pixels.lengths
+    steps = (crossings - pixels.origins[numbers]) / pixels.steps[numbers]
+    nearest: Ints = np.rint(steps).astype(np.int64)
     np.maximum(nearest, 0, out=nearest)
     np.minimum(nearest, (lengths - 1)[numbers], out=nearest)
-    positions = np.concatenate([each.positions for each in pixels])
-    beyond = positions[(lengths.cumsum() - lengths)[numbers] + nearest] - crossings
+    beyond = pixels.positions[(lengths.cumsum() - lengths)[numbers] + nearest] - crossings
     return nearest + (beyond < 0), np.abs(beyond) * slopes <= _UNCLEAR
 
 
@@ -166,11 +157,12 @@ def resized_crops(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Crops:
     the canvas: for each mask its crop (h, w), and the row and column where it goes. CPU tensors.
     """
     padded = F.pad(at_least_float32(masks), (1, 1, 1, 1))  # (N, c, c)
-    frames = _enlarged(boxes, masks.shape[-1]).tolist()
+    frames = _enlarged(boxes, masks.shape[-1])
+    corners = frames.tolist()
     cells = padded.shape[-1]
 
     def crop(number: int) -> Crop:
-        x1, y1, x2, y2 = frames[number]
+        x1, y1, x2, y2 = corners[number]
         sides = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
         pixels = F.interpolate(
             padded[number][None, None], sides, mode="bilinear", align_corners=False
@@ -180,19 +172,31 @@ def resized_crops(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Crops:
         seen = pixels[0, 0, top - y1 : max(bottom - y1, 0), left - x1 : max(right - x1, 0)]
         return (seen > THRESHOLD).numpy(), top, left
 
-    rows = [_resized(y1, y2, size[0], cells, padded.dtype) for _, y1, _, y2 in frames]
-    columns = [_resized(x1, x2, size[1], cells, padded.dtype) for x1, _, x2, _ in frames]
-    return Crops(padded, rows, columns, crop)
+    x1, y1, x2, y2 = frames.T
+    rows = _resized(y1, y2, size[0], cells, padded.dtype)
+    return Crops(padded, rows, _resized(x1, x2, size[1], cells, padded.dtype), crop)
 
 
-def _resized(start: int, end: int, size: int, cells: int, dtype: torch.dtype) -> Pixels:
-    """The pixels of an image from one to another, where a mask starts and ends."""
-    num = max(end - start + 1, 1)
-    first = max(start, 0)
-    positions = _positions(num, cells, dtype)
-    positions = positions[first - start : max(min(start + num, size) - start, 0)]
-    step = cells / num
-    return Pixels(first, positions, (first - start + 0.5) * step - 0.5, step)
+def _resized(starts: Ints, ends: Ints, size: int, cells: int, dtype: torch.dtype) -> Pixels:
+    """The pixels of an image from some to others, where masks start and end, (N,)."""
+    nums = np.maximum(ends - starts + 1, 1)
+    firsts = np.maximum(starts, 0)
+    skipped = firsts - starts
+    lengths = np.maximum(np.minimum(nums, size - starts) - skipped, 0)
+    positions = [
+        _positions(num, cells, dtype)[first : first + length]
+        for num, first, length in zip(
+            nums.tolist(), skipped.tolist(), lengths.tolist(), strict=True
+        )
+    ]
+    steps = cells / nums
+    return Pixels(
+        firsts,
+        lengths,
+        np.concatenate([np.zeros(0), *positions]),
+        (skipped + 0.5) * steps - 0.5,
+        steps,
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -223,9 +227,9 @@ def sampled_crops(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Crops:
         left, columns = _samples(x1, x2, size[1], mask)
         return (rows @ mask @ columns.T >= THRESHOLD).numpy(), top, left
 
+    x1, y1, x2, y2 = boxes.double().numpy().T
     cells = masks.shape[-1]
-    rows = [_sampled(y1, y2, size[0], cells) for _, y1, _, y2 in corners]
-    columns = [_sampled(x1, x2, size[1], cells) for x1, _, x2, _ in corners]
+    rows, columns = _sampled(y1, y2, size[0], cells), _sampled(x1, x2, size[1], cells)
     return Crops(F.pad(masks, (1, 1, 1, 1)), rows, columns, crop)
 
 
@@ -235,12 +239,17 @@ def _reach(start: float, end: float, size: int) -> tuple[int, int]:
     return first, min(max(math.ceil(end) + 1, first), size)
 
 
-def _sampled(start: float, end: float, size: int, cells: int) -> Pixels:
-    """The pixels that a mask of so many cells, with one more on both sides, can reach."""
-    first, last = _reach(start, end, size)
-    step = cells / max(end - start, MIN_SIDE)
-    positions = (np.arange(first, last) + 0.5 - start) * step + 0.5
-    return Pixels(first, positions.clip(0, cells + 1), (first + 0.5 - start) * step + 0.5, step)
+def _sampled(starts: Floats, ends: Floats, size: int, cells: int) -> Pixels:
+    """The pixels that masks (N,) of so many cells, with one more on both sides, can reach."""
+    firsts = (np.floor(starts) - 1).clip(0, size).astype(np.int64)
+    lengths = (np.ceil(ends) + 1).clip(firsts, size).astype(np.int64) - firsts
+    steps = cells / np.maximum(ends - starts, MIN_SIDE)
+    origins = (firsts + 0.5 - starts) * steps + 0.5
+    pixels = Pixels(firsts, lengths, np.zeros(lengths.sum()), origins, steps)
+    numbers, places, positions = _laid_out(pixels)
+    positions += (places + 0.5 - starts[numbers]) * steps[numbers] + 0.5
+    positions.clip(0, cells + 1, out=positions)
+    return pixels
 
 
 def _samples(start: float, end: float, size: int, mask: Tensor) -> tuple[int, Tensor]:

@@ -15,7 +15,7 @@ from mrcnn_lightning.results.pasting import Crop, Paste
 
 Ints = npt.NDArray[np.int64]
 # Masks that are encoded at a time.
-_TOGETHER = 50
+_TOGETHER = 100
 
 
 def encode_crop(crop: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> bytes:
