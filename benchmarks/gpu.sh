@@ -29,7 +29,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-WHEELS=("hydra-core<1.4" "omegaconf<2.4" pycocotools hotcoco msgspec shapely "optuna<6" colorlog)
+WHEELS=("hydra-core<1.4" "omegaconf<2.4" pycocotools "hotcoco<1.4" msgspec shapely "optuna<6" colorlog)
 # Published as source alone: a wheel is made of it here.
 SOURCES=(antlr4-python3-runtime==4.9.3)
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_24_x86_64 manylinux_2_17_x86_64
@@ -62,7 +62,7 @@ provide() {
   export MRCNN_SHARED=${MRCNN_SHARED:-$PWD/$CARRIED}
   BENCHMARK_COMMIT=$(git describe --always --dirty 2>/dev/null || cat "$CARRIED/commit")
   export BENCHMARK_COMMIT
-  "$PYTHON" -c "import hydra, faster_coco_eval, msgspec, optuna, shapely" 2>/dev/null && return
+  "$PYTHON" -c "import hydra, hotcoco, msgspec, optuna, shapely" 2>/dev/null && return
   local site
   site=$(mktemp -d)
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \

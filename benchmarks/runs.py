@@ -123,6 +123,7 @@ def speed(
         f"data.num_workers={workers}",
         # Its 80 photos so often that there is one epoch.
         f"data.train_weights=[{16 * STEPS // 80 + 1}]",
+        *([] if dry_run else ["data/canvas=fixed"]),
         "optimizer.lr=0.001",  # weights are random
         f"trainer.precision={precision}",
         f"trainer.max_steps={STEPS}",

@@ -31,6 +31,8 @@ def prepare_tuning(cfg: DictConfig) -> None:
         UserError: it cannot be done on these devices.
     """
     settings = cfg.trainer
+    # A graph would keep the largest batch, a process beside has nothing to do.
+    cfg.task.compiled, cfg.task.background_scoring = False, False
     if cfg.ckpt_path is not None:
         raise UserError(
             f"stage={cfg.stage} goes on with nothing: weights=FILE instead of ckpt_path"

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -135,7 +135,7 @@ def score(
     is_lvis = any("neg_category_ids" in image for image in ground_truth["images"])
     most = max(max_detections, COCO_MAX_DETECTIONS)
     counts = [LVIS_MAX_DETECTIONS] if is_lvis else sorted({1, 10, COCO_MAX_DETECTIONS, most})
-    precision, recall = _curves(ground_truth, found, iou_type, counts, is_lvis=is_lvis)
+    precision, recall = _curves(*_numbered(ground_truth, found), iou_type, counts, is_lvis=is_lvis)
     sorted_ids = sorted(category_ids)
     order = [sorted_ids.index(category) for category in category_ids]
     counted = 0 if is_lvis else 2
@@ -149,6 +149,43 @@ def score(
         numbers=numbers,
         per_class=np.array([_mean(precision[:, :, label, 0, counted]) for label in order]),
         precision=precision[:, :, order, 0, -1],
+    )
+
+
+def _numbered(ground_truth: dict[str, Any], found: Found) -> tuple[dict[str, Any], Found]:
+    """The same with ids that the library can hold, which takes those of detections as doubles."""
+    image_ids, category_ids = (
+        sorted(each["id"] for each in ground_truth[key]) for key in ("images", "categories")
+    )
+    if max([*image_ids[-1:], *category_ids[-1:]], default=0) < 2**53:
+        return ground_truth, found
+    images, categories = (
+        {each: number for number, each in enumerate(ids)} for ids in (image_ids, category_ids)
+    )
+    of_lvis = ("neg_category_ids", "not_exhaustive_category_ids")
+    truth = {
+        "images": [
+            image
+            | {"id": images[image["id"]]}
+            | {key: [categories[each] for each in image[key]] for key in of_lvis if key in image}
+            for image in ground_truth["images"]
+        ],
+        "categories": [
+            each | {"id": categories[each["id"]]} for each in ground_truth["categories"]
+        ],
+        "annotations": [
+            each
+            | {
+                "image_id": images[each["image_id"]],
+                "category_id": categories[each["category_id"]],
+            }
+            for each in ground_truth["annotations"]
+        ],
+    }
+    return truth, replace(
+        found,
+        image_ids=np.searchsorted(image_ids, found.image_ids),
+        category_ids=np.searchsorted(category_ids, found.category_ids),
     )
 
 

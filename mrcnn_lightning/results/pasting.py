@@ -83,27 +83,23 @@ class Crops:
         if not lengths.all():  # masks above or below the image
             has_rows = lengths[owners] > 0
             owners, x, positions = owners[has_rows], x[has_rows], positions[has_rows]
-        # Nothing above and below a column, so that what the image has cut off ends there.
-        by_column = F.pad(self.padded.transpose(1, 2), (1, 1))  # (N, c, c + 2)
-        profiles = _between(by_column.numpy(), owners, positions)  # (Q, c + 2)
+        by_column = self.padded.transpose(1, 2).contiguous().numpy()
+        profiles = _between(by_column, owners, positions)  # (Q, c), which start and end with 0
         inside = profiles > THRESHOLD - _UNCLEAR
         surely = profiles > THRESHOLD + _UNCLEAR
         is_unclear = np.zeros(len(self), dtype=np.bool_)
         if np.count_nonzero(surely) != np.count_nonzero(inside):
             is_unclear[owners[(inside != surely).any(axis=1)]] = True
         changes = np.flatnonzero(inside.ravel()[1:] != inside.ravel()[:-1])  # (E,)
-        column = changes // (cells + 2)
-        cell = changes - column * (cells + 2)
+        column = changes // cells
+        cell = changes - column * cells
         numbers = owners[column]
         before = profiles.ravel()[changes].astype(np.float64)
         rise = profiles.ravel()[changes + 1] - before
-        crossings = cell - 1 + (THRESHOLD - before) / rise
+        crossings = cell + (THRESHOLD - before) / rise
         row, is_near = _first_pixels(self.rows, numbers, crossings, np.abs(rise))
-        at_ends = np.flatnonzero((cell == 0) | (cell == cells))  # cut off by the image
-        row[at_ends] = np.where(cell[at_ends] == 0, 0, lengths[numbers[at_ends]])
-        is_near[at_ends] = False
         is_unclear[numbers[is_near]] = True
-        places: Ints = (x * height + tops[owners])[column] + row
+        places = (x * height + tops[owners])[column] + row
         return numbers, places, np.flatnonzero(is_unclear).tolist()
 
 
@@ -114,8 +110,9 @@ def _laid_out(pixels: Pixels) -> tuple[Ints, Ints, Floats]:
     """The masks' numbers, places in the image and positions in cells, (Q,)."""
     lengths = pixels.lengths
     numbers: Ints = np.arange(len(lengths)).repeat(lengths)
-    starts = pixels.firsts - (lengths.cumsum() - lengths)
-    return numbers, np.arange(len(numbers)) + starts[numbers], pixels.positions
+    ends: Ints = lengths.cumsum()
+    places: Ints = np.arange(len(numbers)) + (pixels.firsts - ends + lengths)[numbers]
+    return numbers, places, pixels.positions
 
 
 def _between(masks: Values, numbers: Ints, positions: Floats) -> Values:

@@ -14,7 +14,7 @@ from mrcnn_lightning.structures import Batch, map_tensors
 from mrcnn_lightning.user_error import UserError
 
 # Graphs that are made, minutes each; batches of more shapes go without.
-MOST_GRAPHS = 8
+MOST_GRAPHS = 12
 # Places for an image's objects; more than the last have as many as a power of two.
 _PLACES = (64, 256)
 
@@ -23,7 +23,7 @@ class CompiledStep:
     """`Detector.loss` as `torch.compile` makes it whole, on a GPU replayed as a CUDA graph.
 
     Sizes in a graph are fixed, so that no number is read on the host: objects are padded to a few
-    sizes, and a batch of fewer images than the first is filled up with images of no size, of which
+    sizes, and a batch of fewer images than others is filled up with images of no size, of which
     nothing is sampled (but where batch norms are trained, in whose statistics they would count).
 
     Args:
@@ -39,9 +39,6 @@ class CompiledStep:
         self._num_images = 0
         self._shapes: set[tuple[int, ...]] = set()
         self._has_warned = False
-        # By itself it would give up at fewer.
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 2 * MOST_GRAPHS)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """As `Detector.loss`; the losses are the caller's, no graph writes into them again.
@@ -54,25 +51,34 @@ class CompiledStep:
         shape = (*batch.images.shape, batch.targets.boxes.shape[1])
         if shape not in self._shapes:
             if len(self._shapes) >= MOST_GRAPHS:
-                self._warn_once(shape)
+                height, width = shape[2:4]
+                self._warn_once(
+                    f"has made {MOST_GRAPHS} graphs, which is all: a batch of {len(batch)} images "
+                    f"of {height}x{width} pixels with places for {shape[4]} objects goes without, "
+                    "and so do all further shapes; with data/canvas=fixed there are few"
+                )
                 return self.model.loss(batch)
-            self._shapes.add(shape)
             self.model.copy_constants(batch.images.device)
         torch.compiler.cudagraph_mark_step_begin()
+        # DDP would cut the graph where its buckets end, and its hooks work without that.
+        settings = {"optimize_ddp": False, "recompile_limit": 2 * MOST_GRAPHS}
         try:
-            # DDP would cut the graph where its buckets end; its hooks work without that.
-            with torch._dynamo.config.patch(optimize_ddp=False):
+            with torch._dynamo.config.patch(settings):
                 losses = self._loss(batch)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"task.compiled=step can make no graph of this model ({reason}): say "
-                "task.compiled=parts"
-            ) from error
+            if not self._shapes:
+                raise UserError(
+                    f"task.compiled=step can make no graph of this model ({reason}): say "
+                    "task.compiled=parts"
+                ) from error
+            self._warn_once(f"goes without a graph for some batches: {reason}")
+            return self.model.loss(batch)
+        self._shapes.add(shape)
         return {name: loss.clone() for name, loss in losses.items()}
 
     def _filled(self, batch: Batch) -> Batch:
-        """The batch with as many images as the first had, and with places for more objects."""
+        """The batch with as many images as the largest so far, and with places for more objects."""
         assert batch.targets is not None
         num_images, most = batch.targets.boxes.shape[:2]
         places = next((each for each in _PLACES if each >= most), 1 << (most - 1).bit_length())
@@ -85,16 +91,10 @@ class CompiledStep:
         self._num_images = max(self._num_images, num_images)
         return map_tensors(batch, lambda each: _padded(each, 0, self._num_images))
 
-    def _warn_once(self, shape: tuple[int, ...]) -> None:
-        if self._has_warned:
-            return
-        self._has_warned = True
-        rank_zero_warn(
-            f"task.compiled=step has made {MOST_GRAPHS} graphs, which is all: a batch of "
-            f"{shape[0]} images of {shape[2]}x{shape[3]} pixels with places for {shape[4]} objects "
-            "goes without, and so do all further shapes; a few shapes are enough with "
-            "data/canvas=fixed"
-        )
+    def _warn_once(self, what: str) -> None:
+        if not self._has_warned:
+            rank_zero_warn(f"task.compiled=step {what}")
+            self._has_warned = True
 
 
 def _padded(values: Tensor, dim: int, size: int) -> Tensor:

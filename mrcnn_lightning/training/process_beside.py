@@ -61,13 +61,14 @@ class ProcessBeside:
             try:
                 self._connection.send_bytes(call)
                 answer.set_result(self._connection.recv_bytes())
-            except (EOFError, OSError) as error:
+            except Exception as error:  # nobody may wait for ever
                 answer.set_exception(error)
 
     def _value(self, call: bytes, answer: Future[bytes]) -> Any:
         try:
             problem, value = pickle.loads(answer.result())
-        except (EOFError, OSError):
+        except Exception:
+            self._process.kill()
             self._process.join()
             problem, value = f"it has ended with status {self._process.exitcode}", None
         if problem is None:

@@ -225,13 +225,16 @@ class DetectionTask(lightning.LightningModule):
         optimizer.zero_grad(set_to_none=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log at the steps that are logged, the only ones at which the host waits for the device.
+        """Log where it is written or monitored; only then the host waits for the device.
 
         Raises:
             UserError: the losses of this step or of an earlier one were not finite.
         """
-        is_step = not self.trainer.fit_loop._should_accumulate()
-        if is_step and self.trainer._logger_connector.should_update_logs:
+        trainer = self.trainer
+        is_step = not trainer.fit_loop._should_accumulate()
+        is_written = is_step and trainer._logger_connector.should_update_logs
+        is_last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if is_written or is_last or _evaluation_follows(trainer):
             self._refuse_diverged_losses()
             self.log_dict(self.scalars.on_host(), batch_size=len(batch))
 

@@ -92,3 +92,26 @@ def test_fewer_detections_are_scored_as_cocos(max_detections: int) -> None:
         truth, found(results), iou_type="bbox", category_ids=[4, 9], max_detections=max_detections
     )
     assert list(ours.numbers) == list(NUMBERS)
+
+
+@pytest.mark.parametrize("far", [2**53 - 3, 2**62])
+def test_ids_may_be_any_of_64_bits(far: int) -> None:
+    """The library takes those of detections as doubles, in which neighbours would be one."""
+    truth, results = crowded(4, 20, 30)
+    expected, moved = {}, copy.deepcopy((truth, results))
+    for each in (*moved[0]["annotations"], *moved[1]):
+        each["image_id"] += far
+        each["category_id"] += far
+    for key in ("images", "categories"):
+        for each in moved[0][key]:
+            each["id"] += far
+    for add, (objects, detections) in ((0, (truth, results)), (far, moved)):
+        scores = score(
+            objects,
+            found(detections),
+            iou_type="segm",
+            category_ids=[9 + add, 4 + add],
+            max_detections=100,
+        )
+        expected[add] = (scores.numbers, scores.per_class.tolist())
+    assert expected[0] == expected[far] and expected[0][0]["ap"] > 0.1

@@ -70,6 +70,26 @@ def test_the_loss_falls_and_everything_is_logged(tiny: Callable[..., list[str]])
     assert metrics["val/ap"] == metrics["val/mask_ap"]
 
 
+def test_losses_can_be_monitored_that_are_not_written(tiny: Callable[..., list[str]]) -> None:
+    """At an epoch's end and at an evaluation they are those of the last step."""
+    epoch = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"]
+    task, data, trainer = build(tiny(*epoch, "trainer.log_every_n_steps=50"))
+    seen = []
+
+    class Watches(lightning.Callback):
+        def on_validation_start(self, trainer: lightning.Trainer, task: Any) -> None:
+            if not trainer.sanity_checking:
+                seen.append(float(trainer.callback_metrics["train/loss"]))
+                seen.append(float(task.scalars.on_host()["train/loss"]))
+
+    stopping = lightning.pytorch.callbacks.EarlyStopping(
+        "train/loss", check_on_train_epoch_end=True
+    )
+    trainer.callbacks += [Watches(), stopping]
+    trainer.fit(task, datamodule=data)
+    assert seen[0] == seen[1] == pytest.approx(float(stopping.best_score))
+
+
 def test_layers_draw_by_seed_step_batch_and_rank(
     tiny: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

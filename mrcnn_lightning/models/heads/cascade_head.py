@@ -4,7 +4,6 @@ B images, R RoIs, K classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,4 +134,10 @@ def _relabelled(
     )
     valid = rois.valid & has_area(boxes)
     labels = targets.labels.gather(1, matched_gt) * ((label == POSITIVE) & valid)
-    return replace(rois, boxes=boxes, labels=labels, matched_gt=matched_gt, valid=valid)
+    return SampledRoIs(
+        boxes=boxes,
+        labels=labels,
+        matched_gt=matched_gt,
+        valid=valid,
+        most_positive=boxes.shape[1],  # which no longer come first
+    )

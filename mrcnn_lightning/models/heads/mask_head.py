@@ -116,9 +116,11 @@ class MaskHead(nn.Module):
         num_images, num = detections.labels.shape
         if detections.labels.device.type != "cpu" or torch.compiler.is_compiling():
             # Masks of nothing cost a GPU less than a host that waits to see where there is none.
+            # A program has the same parts for all batches.
+            step = _PER_PART if torch.compiler.is_compiling() else max(1, _PER_PART // num_images)
             parts = [
-                found(*_places(detections.labels[:, first : first + _PER_PART], first))
-                for first in range(0, num, _PER_PART)
+                found(*_places(detections.labels[:, first : first + step], first))
+                for first in range(0, num, step)
             ]
             return torch.cat([part.unflatten(0, (num_images, -1)) for part in parts], dim=1)
         places = torch.nonzero(detections.labels).split(_PER_PART)  # each (512, 2)
