@@ -263,10 +263,12 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self.num_operators = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
     ) -> Any:
+        self.num_operators += 1
         name = str(function).removeprefix("aten.").split(".")[0]
         indices = [
             index

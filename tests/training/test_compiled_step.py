@@ -1,9 +1,10 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.backends.debugging import aot_eager_decomp_partition_with_mode
 
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.structures import Batch, map_tensors
@@ -11,6 +12,7 @@ from mrcnn_lightning.training import compiled_step
 from mrcnn_lightning.training.compiled_step import CompiledStep
 from mrcnn_lightning.user_error import UserError
 from tests.conftest import build_model, make_batch
+from tests.models.test_detector import Waits
 from tests.training.test_task import build
 
 SMALL = [
@@ -37,17 +39,29 @@ FEW = [
 WIDE, HIGH = (128, 192), (192, 128)
 
 
+class Graphs:
+    """Counts graphs, whose operators PyTorch then runs one by one, and notes those that wait.
+
+    With Inductor's decompositions: of group norms PyTorch's own idea of strides is wrong.
+    """
+
+    def __init__(self) -> None:
+        self.frame_count = 0
+        self.waits = Waits()
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.frame_count += 1
+        return aot_eager_decomp_partition_with_mode(graph, inputs, self.waits)
+
+
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """Counts graphs, whose operators PyTorch then runs one by one."""
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     torch._dynamo.reset()
-    # With Inductor's decompositions: of group norms PyTorch's own idea of strides is wrong.
-    counter = CompileCounterWithBackend("aot_eager_decomp_partition")
-    whole = torch.compile
+    graphs, whole = Graphs(), torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda loss, mode, **kw: whole(loss, backend=counter, **kw)
+        torch, "compile", lambda loss, mode, **kw: whole(loss, backend=graphs, **kw)
     )
-    return counter
+    return graphs
 
 
 def two_images(size: tuple[int, int], seed: int) -> Batch:
@@ -76,7 +90,7 @@ def same(step: CompiledStep, batch: Batch, *, rel: float) -> None:
         assert (gradient - other).norm() <= rel * other.norm().clamp(min=1e-12)
 
 
-def check(overrides: list[str], graphs: CompileCounterWithBackend) -> None:
+def check(overrides: list[str], graphs: Graphs) -> None:
     torch.manual_seed(0)
     step = CompiledStep(build_model(*overrides, *FEW).double())
     # In float32 rounding alone turns ReLUs, and proposals that are nearly equal.
@@ -87,21 +101,17 @@ def check(overrides: list[str], graphs: CompileCounterWithBackend) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_model_is_one_graph_for_each_shape(
-    name: str, graphs: CompileCounterWithBackend
-) -> None:
+def test_every_model_is_one_graph_for_each_shape(name: str, graphs: Graphs) -> None:
     check([f"model={name}", *WHOLE[name]], graphs)
 
 
 @pytest.fixture
-def step(graphs: CompileCounterWithBackend) -> CompiledStep:
+def step(graphs: Graphs) -> CompiledStep:
     torch.manual_seed(0)
     return CompiledStep(build_model(*SMALL, *FEW))
 
 
-def test_batches_of_a_known_shape_have_its_graph(
-    step: CompiledStep, graphs: CompileCounterWithBackend
-) -> None:
+def test_batches_of_a_known_shape_have_its_graph(step: CompiledStep, graphs: Graphs) -> None:
     """More objects, none at all, fewer images: losses and gradients stay those without a graph."""
     same(step, two_images(WIDE, 0), rel=1e-5)
     first = step(two_images(WIDE, 0))
@@ -109,12 +119,12 @@ def test_batches_of_a_known_shape_have_its_graph(
     one = make_batch([WIDE], [[[10.0, 12, 60, 70]] * 5], [[1] * 5])
     for batch in (two_images(WIDE, 1), one, make_batch([WIDE, WIDE], [[], []], [[], []])):
         same(step, batch, rel=1e-5)
-    assert graphs.frame_count == 1
+    assert graphs.frame_count == 1 and graphs.waits.num_operators > 1000 and not graphs.waits.seen
     assert {name: loss.item() for name, loss in first.items()} == values  # no graph's own memory
 
 
 def test_further_shapes_go_without_a_graph(
-    step: CompiledStep, graphs: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
+    step: CompiledStep, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled_step, "MOST_GRAPHS", 0)
     with pytest.warns(
@@ -126,7 +136,7 @@ def test_further_shapes_go_without_a_graph(
 
 
 def test_a_batch_is_not_filled_up_where_batch_norms_are_trained(
-    graphs: CompileCounterWithBackend,
+    graphs: Graphs,
 ) -> None:
     step = CompiledStep(build_model(*SMALL, "backbone.norm=bn"))
     step._num_images = 2
@@ -147,7 +157,7 @@ def test_a_model_that_makes_no_graph(step: CompiledStep, monkeypatch: pytest.Mon
 
 def test_a_run_with_one_graph_a_step_is_the_run_without(
     tiny: Callable[..., list[str]],
-    graphs: CompileCounterWithBackend,
+    graphs: Graphs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Accumulated, clipped, with a schedule; gradients are kept in memory that is no graph's."""
