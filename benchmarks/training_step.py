@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,10 @@ import typer
 from breakdown import host_calls, print_breakdown
 from contenders import our_model, scene, torchvision_model, without_kernels
 from torch import Tensor
+from torch.optim import Optimizer
 from turns import Started, in_turns, kept_going, peak_megabytes, recorded, report, started
+
+from mrcnn_lightning.training.compiled_step import CompiledStep
 
 Out = Path | None
 PEER = "torchvision"
@@ -49,18 +53,21 @@ FULL = Setting(OBJECTS, (800, 1344), "bf16")
 DRY = Setting([2], (64, 96), "bf16", is_small=True)
 
 
-def _loss(name: str, model: Any) -> Callable[..., dict[str, Tensor]]:
-    """A contender's losses of a scene."""
+def _loss(
+    name: str, model: Any, optimizer: Optimizer
+) -> tuple[Callable[..., dict[str, Tensor]], Callable[[], None]]:
+    """A contender's losses of a scene, and how it forgets its gradients, as in training."""
     if name == PEER:
-        return lambda data: model(data.images, [dict(target) for target in data.targets])
+        return (
+            lambda data: model(data.images, [dict(target) for target in data.targets]),
+            optimizer.zero_grad,
+        )
     if name == "parts":
         model.compile_parts()
     if name == "step":
-        from mrcnn_lightning.training.compiled_step import CompiledStep
-
         step = CompiledStep(model)
-        return lambda data: step(data.batch)
-    return lambda data: model.loss(data.batch)
+        return lambda data: step(data.batch), partial(step.zero_grad, optimizer)
+    return lambda data: model.loss(data.batch), optimizer.zero_grad
 
 
 def step_of(name: str, setting: Setting) -> Callable[[], None]:
@@ -82,15 +89,15 @@ def step_of(name: str, setting: Setting) -> Callable[[], None]:
     # CPUs take minutes in fp16: there it is bf16 with the losses scaled.
     is_slow = device.type == "cpu" and setting.precision == "fp16"
     dtype = PRECISIONS["bf16" if is_slow else setting.precision]
-    loss = _loss(name, model)
+    loss, zero_grad = _loss(name, model, optimizer)
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             losses = loss(data)
+        zero_grad()
         scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad()
 
     step.model = model  # type: ignore[attr-defined]
     return step

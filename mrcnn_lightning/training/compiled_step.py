@@ -3,11 +3,14 @@
 B images, G objects.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from mrcnn_lightning.models.detector import Detector
 from mrcnn_lightning.structures import Batch, map_tensors
@@ -77,14 +80,23 @@ class CompiledStep:
         self._shapes.add(shape)
         return {name: loss.clone() for name, loss in losses.items()}
 
+    def zero_grad(self, optimizer: Optimizer) -> None:
+        """Set gradients to zero, before the backward pass, in memory that is not the graph's.
+
+        The graph writes into its own again in the next step, and would change what is added up.
+        """
+        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.zero_grad(set_to_none=False)
+
     def _filled(self, batch: Batch) -> Batch:
         """The batch with as many images as the largest so far, and with places for more objects."""
         assert batch.targets is not None
         num_images, most = batch.targets.boxes.shape[:2]
         places = next((each for each in _PLACES if each >= most), 1 << (most - 1).bit_length())
         targets = map_tensors(batch.targets, lambda each: _padded(each, 1, places))
-        batch = map_tensors(batch, lambda each: each)
-        batch.targets = targets
+        batch = replace(batch, targets=targets)
         norms = (each for each in self.model.modules() if isinstance(each, _BatchNorm))
         if any(norm.training for norm in norms):
             return batch

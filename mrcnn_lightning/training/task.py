@@ -211,18 +211,11 @@ class DetectionTask(lightning.LightningModule):
         return total
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Have no gradients.
-
-        Where a graph computes them, they are added up in memory that is not the graph's: it writes
-        into its own again in the next step.
-        """
+        """Forget the gradients, as what computes them wants it."""
         if self._compiled_step is None:
             optimizer.zero_grad()
-            return
-        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.zero_grad(set_to_none=False)
+        else:
+            self._compiled_step.zero_grad(optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log where it is written or monitored; only then the host waits for the device.
