@@ -36,9 +36,11 @@ def kept_for_replay(cfg: DictConfig) -> Iterator[None]:
         if cfg.replay is not None:
             raise
         file = Path(cfg.run_dir, FILE)
-        if own_rank() == 0:
-            with contextlib.suppress(OSError):  # a full disk is not to hide what went wrong
-                file.write_text(json.dumps(_content(cfg, error), indent=1))
+        # Each rank writes the same, as the first that says its error ends the others.
+        part = file.with_name(f".{FILE}.{own_rank()}")
+        with contextlib.suppress(OSError):  # a full disk is not to hide what went wrong
+            part.write_text(json.dumps(_content(cfg, error), indent=1))
+            part.replace(file)
         raise UserError(f"{error}; where it began: mrcnn replay {file}") from error
     except RuntimeError as error:
         line = str(error).partition("\n")[0]
