@@ -14,7 +14,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_each_change_is_all_that_it_takes(shapes_root: Path, tmp_path: Path) -> None:
-    """The backbone, the head, the loss and the data set of extending.md, in one run."""
+    """The backbone, head, loss, callback and data set of extending.md, in one run."""
     text = (ROOT / "docs" / "extending.md").read_text()
     for folder in ("mrcnn_lightning", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -27,7 +27,7 @@ def test_each_change_is_all_that_it_takes(shapes_root: Path, tmp_path: Path) -> 
         for command in re.findall(r"```bash\npython train.py (.*?)\n```", text)
         for word in command.split()
     ]
-    assert len(changes) == 4 and len(words) == 5
+    assert len(changes) == 5 and len(words) == 6
     tiny = {
         "data_root": shapes_root,
         "data.cache_dir": tmp_path / "cache",
@@ -38,8 +38,9 @@ def test_each_change_is_all_that_it_takes(shapes_root: Path, tmp_path: Path) -> 
         "backbone.weights": "null",
         "model.neck.out_channels": 16,
         "model.box_head.trunk.hidden": 32,
-        "trainer.max_steps": 1,
+        "trainer.max_steps": 100,
         "callbacks.pictures": "null",
+        "callbacks.good_enough.ap": -1,
         "hydra.run.dir": tmp_path / "run",
     }
     program = (
@@ -57,6 +58,8 @@ def test_each_change_is_all_that_it_takes(shapes_root: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "DropoutFC" in done.stdout and "DIoULoss" in done.stdout
+    rows = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()[1:]
+    assert {row.partition(",")[0] for row in rows} == {"0"}  # ended by the callback
     # And they are written as the rest of the project is.
     files = [tmp_path / name for name in re.findall(r"\+\+\+ b/(.*\.py)", text)]
     for check in (["format", "--check"], ["check"]):

@@ -52,7 +52,7 @@ def _encoded(numbers: Ints, places: Ints, num_masks: int, size: tuple[int, int])
         places: (E,) in the image's pixels, numbered column after column; of each mask in order.
             Two edges at one place are none: a run that reaches the bottom goes on at the top of
             the next column.
-        num_masks: some may have no edge.
+        num_masks: one at least; some may have no edge.
         size: height and width.
     """
     area = size[0] * size[1]
@@ -63,42 +63,14 @@ def _encoded(numbers: Ints, places: Ints, num_masks: int, size: tuple[int, int])
     numbers, places = numbers[kept], places[kept]
     lengths = np.bincount(numbers, minlength=num_masks) + 1  # runs of each mask
     ends = lengths.cumsum()
-    bounds = np.full(ends[-1], area, dtype=np.int64)  # (R,), where each run ends
+    bounds = np.full(ends[-1], area)  # (R,), where each run ends
     bounds[np.arange(len(places)) + numbers] = places
     runs = np.diff(bounds, prepend=0)
     runs[ends[:-1]] = bounds[ends[:-1]]
-    # From a mask's fourth run on, the difference to the last but one is written.
-    written = runs.copy()
-    written[2:] -= runs[:-2]
-    early = ((ends - lengths)[:, None] + np.arange(3)).ravel()
-    early = early[np.arange(3 * num_masks) % 3 < lengths.repeat(3)]
-    written[early] = runs[early]
-    text, text_ends = _compressed(written)
-    ends = text_ends[ends - 1]
-    return [text[a:b] for a, b in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
-
-
-def _compressed(numbers: Ints) -> tuple[bytes, Ints]:
-    """Numbers (R,) in COCO's characters, and where in them each ends.
-
-    A character has five bits, the lowest first, and a bit that says whether more follow.
-    """
-    # Five bits hold -16 to 15; few numbers have more.
-    lengths = np.ones(len(numbers), dtype=np.int64)
-    longer, values = np.arange(len(numbers)), numbers
-    while len(longer):
-        is_longer = (values < -16) | (values > 15)
-        longer, values = longer[is_longer], values[is_longer] >> 5
-        lengths[longer] += 1
-    ends = lengths.cumsum()
-    characters = np.empty(ends[-1], dtype=np.uint8)
-    places, values = ends - lengths, numbers
-    while len(values):
-        has_more = lengths > 1
-        characters[places] = (values & 31) + np.where(has_more, 80, 48)
-        places, values = places[has_more] + 1, values[has_more] >> 5
-        lengths = lengths[has_more] - 1
-    return characters.tobytes(), ends
+    counts = runs.astype(np.uint32)
+    spans = zip((ends - lengths).tolist(), ends.tolist(), strict=True)
+    plain = [{"counts": counts[first:end], "size": size} for first, end in spans]
+    return [rle["counts"] for rle in pycocotools.mask.frPyObjects(plain, *size)]
 
 
 def decode_crops(rles: Sequence[bytes], size: tuple[int, int]) -> Iterator[Crop]:
