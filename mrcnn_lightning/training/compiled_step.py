@@ -41,6 +41,7 @@ class CompiledStep:
         )
         self._num_images = 0
         self._shapes: set[tuple[int, ...]] = set()
+        self._without: set[tuple[int, ...]] = set()  # shapes that no graph could be made of
         self._has_warned = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -52,6 +53,8 @@ class CompiledStep:
         batch = self._filled(batch)
         assert batch.targets is not None
         shape = (*batch.images.shape, batch.targets.boxes.shape[1])
+        if shape in self._without:  # trying takes minutes
+            return self.model.loss(batch)
         if shape not in self._shapes:
             if len(self._shapes) >= MOST_GRAPHS:
                 height, width = shape[2:4]
@@ -75,6 +78,7 @@ class CompiledStep:
                     f"task.compiled=step can make no graph of this model ({reason}): say "
                     "task.compiled=parts"
                 ) from error
+            self._without.add(shape)
             self._warn_once(f"goes without a graph for some batches: {reason}")
             return self.model.loss(batch)
         self._shapes.add(shape)

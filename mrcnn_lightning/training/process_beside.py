@@ -67,10 +67,11 @@ class ProcessBeside:
     def _value(self, call: bytes, answer: Future[bytes]) -> Any:
         try:
             problem, value = pickle.loads(answer.result())
-        except Exception:
-            self._process.kill()
+        except (EOFError, OSError):  # its end of the pipe is closed
             self._process.join()
             problem, value = f"it has ended with status {self._process.exitcode}", None
+        except Exception as error:
+            problem, value = f"{type(error).__name__}: {error}", None
         if problem is None:
             return value
         if not self._has_warned:

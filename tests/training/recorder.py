@@ -107,9 +107,9 @@ class CompilesQuickly(Callback):
         for module in pl_module.modules():
             module._compiled_call_impl = None
         step = pl_module._compiled_step
-        if step is not None:
-            backend = "aot_eager_decomp_partition"
-            step._loss = torch.compile(step.model.loss, backend=backend, fullgraph=True)
+        step._loss = torch.compile(
+            step.model.loss, backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False
+        )
 
 
 class FailsAlone(Callback):

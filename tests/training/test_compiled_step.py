@@ -135,6 +135,25 @@ def test_further_shapes_go_without_a_graph(
     assert len(seen) == 1 and graphs.frame_count == 0
 
 
+def test_a_shape_that_no_graph_can_be_made_of_is_tried_once(
+    step: CompiledStep, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same(step, two_images(WIDE, 0), rel=1e-5)
+    known, tried = step._loss, []
+
+    def fails_for_high(batch: Batch) -> dict[str, Tensor]:
+        if batch.images.shape[2:] == HIGH:
+            tried.append(batch)
+            raise torch._dynamo.exc.TorchDynamoException("no")
+        return known(batch)
+
+    monkeypatch.setattr(step, "_loss", fails_for_high)
+    with pytest.warns(UserWarning, match="goes without a graph for some batches: no") as seen:
+        for seed, size in enumerate([HIGH, HIGH, WIDE]):
+            same(step, two_images(size, seed), rel=1e-5)
+    assert len(seen) == len(tried) == graphs.frame_count == 1
+
+
 def test_a_batch_is_not_filled_up_where_batch_norms_are_trained(
     graphs: Graphs,
 ) -> None:
